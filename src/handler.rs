@@ -73,6 +73,43 @@ pub trait Handler<A = ()> {
     /// pieces of any size.
     fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome;
 
+    /// Called when no frame can be made of the input, for last words before the close: a protocol's
+    /// error reply. `closed.reason` is [`FrameTooLarge`](crate::CloseReason::FrameTooLarge) for a
+    /// frame or line above the maximum, or [`BadFrame`](crate::CloseReason::BadFrame) with the
+    /// framer's error in [`Closed::error`]. The default sends nothing.
+    ///
+    /// Frames before the bad input are delivered first, and no frame follows. Then the connection
+    /// closes in order, behind what is sent here. It keeps that reason, whatever this callback does
+    /// or returns; only a reset that loses output becomes the reason. Not called for a TLS
+    /// ClientHello on a plain port ([`UnexpectedTls`](crate::CloseReason::UnexpectedTls)).
+    ///
+    /// ```
+    /// use portcullis::{Closed, CloseReason, Context, Framing, Handler, Listen, Outcome};
+    ///
+    /// /// RFC 5321 section 4.5.3.1: a command line has at most 512 octets.
+    /// struct Smtp;
+    /// impl Handler for Smtp {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, _line: &[u8]) -> Outcome {
+    ///         cx.conn.send("250 OK\r\n")?;
+    ///         Ok(())
+    ///     }
+    ///     fn on_bad_input(&mut self, cx: &mut Context<'_>, closed: &Closed) -> Outcome {
+    ///         if closed.reason == CloseReason::FrameTooLarge {
+    ///             cx.conn.send("500 Line too long.\r\n")?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    /// let mut listen = Listen::tcp("127.0.0.1:0", Framing::Line);
+    /// listen.conn.max_frame = Some(512);
+    /// ```
+    #[doc(alias = "last words")]
+    #[doc(alias = "protocol error")]
+    #[allow(unused_variables)]
+    fn on_bad_input(&mut self, cx: &mut Context<'_, A>, closed: &Closed) -> Outcome {
+        Ok(())
+    }
+
     /// Called when the peer finished sending (FIN, or close_notify over TLS) at the end of a frame.
     /// The peer may still read. The default closes once received frames are answered and pending
     /// output is flushed. Not called for a peer that finishes inside a frame.
@@ -171,6 +208,10 @@ impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
 
     fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome {
         (**self).on_frame(cx, frame)
+    }
+
+    fn on_bad_input(&mut self, cx: &mut Context<'_, A>, closed: &Closed) -> Outcome {
+        (**self).on_bad_input(cx, closed)
     }
 
     fn on_finish(&mut self, cx: &mut Context<'_, A>) -> Outcome {

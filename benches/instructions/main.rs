@@ -1,9 +1,10 @@
 //! A fixed amount of echoing, for counting instructions: a server and its clients in lock-step on one thread, so that every
 //! run does the same. See `benches/README.md`.
 //!
-//!     instructions [--conns 64] [--window 1] [--size 64] [--rounds 100] [--framing packet-2|raw|line]
+//!     instructions [--conns 64] [--window 1] [--size 64] [--rounds 100] [--framing packet-2|raw|line|custom|by-hand]
 //!                  [--with tls|connects|handshakes|rates|memory-limit|timer|source-limits]
 
+mod cut;
 #[cfg(feature = "aws-lc-rs")]
 mod tls;
 
@@ -16,12 +17,20 @@ use portcullis::{Addr, Config, Context, Framing, Handler, Listen, Outcome, Rate,
 struct Echo {
     /// Sets a timer anew with each message.
     timer: bool,
+    /// Cuts raw input into the frames of packet-2.
+    by_hand: Option<cut::ByHand>,
 }
 
 impl Handler for Echo {
     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
         if self.timer {
             cx.conn.set_timer(0, Duration::from_secs(30));
+        }
+        if let Some(cutter) = &mut self.by_hand {
+            return cutter.each(frame, |payload| {
+                cx.conn.send(cut::header(payload)?)?;
+                Ok(cx.conn.send(payload)?)
+            });
         }
         cx.conn.send(frame)?;
         Ok(())
@@ -78,9 +87,14 @@ fn message(work: &Work) -> (Framing, Vec<u8>) {
     match work.framing.as_str() {
         "raw" => (Framing::Raw, payload),
         "line" => (Framing::Line, [&payload[..], b"\n"].concat()),
-        "packet-2" => {
+        name @ ("packet-2" | "custom" | "by-hand") => {
             let header = u16::try_from(work.size).expect("it fits").to_be_bytes();
-            (Framing::Packet2, [&header[..], &payload].concat())
+            let framing = match name {
+                "packet-2" => Framing::Packet2,
+                "custom" => Framing::custom(|| cut::Packet2),
+                _ => Framing::Raw,
+            };
+            (framing, [&header[..], &payload].concat())
         }
         other => panic!("no framing is called {other}"),
     }
@@ -112,9 +126,15 @@ fn main() {
     }
     let dial = dialer(&work.with, &mut listen);
     let timer = work.with == "timer";
+    let is_by_hand = work.framing == "by-hand";
+    // Raw pieces are whole windows: every read finds all that was written.
+    let frames = if is_by_hand { 1 } else { work.window };
     let mut server: Server = Server::new(config).expect("a server");
     let id = server
-        .listen(listen, move |_app, _peer| Echo { timer })
+        .listen(listen, move |_app, _peer| Echo {
+            timer,
+            by_hand: is_by_hand.then(cut::ByHand::default),
+        })
         .expect("a port");
     let addr = server.control().listener(id).expect("it listens").addr;
     let mut turns = 0;
@@ -155,7 +175,7 @@ fn main() {
         for client in &mut clients {
             client.write_all(&batch).expect("sent");
         }
-        let all = first + ((round + 1) * work.conns * work.window) as u64;
+        let all = first + ((round + 1) * work.conns * frames) as u64;
         while server.control().stats().traffic.frames_in < all {
             measured_turn(&mut server, None);
             turns += 1;

@@ -49,7 +49,7 @@ struct Options {
     maxmemory: usize,
 
     /// The longest command with all its arguments
-    #[arg(long, value_name = "BYTES", default_value_t = 256 * MIB)]
+    #[arg(long, value_name = "BYTES", default_value_t = 256 * MIB, value_parser = command_limit)]
     max_command: usize,
 
     /// The most bytes of replies that wait for one client, and one reply more
@@ -63,6 +63,14 @@ struct Options {
     /// The most bytes that all clients together may make the server buffer
     #[arg(long, value_name = "BYTES", default_value_t = 1024 * MIB)]
     buffer_limit: usize,
+}
+
+fn command_limit(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(bytes @ ..=protocol::MAX_COMMAND) => Ok(bytes),
+        Ok(_) => Err(format!("use at most {}", protocol::MAX_COMMAND)),
+        Err(error) => Err(format!("not a number of bytes: {error}")),
+    }
 }
 
 fn output_limit(text: &str) -> Result<usize, String> {
@@ -108,13 +116,11 @@ impl Handler<App> for Client {
     }
 
     fn on_frame(&mut self, cx: &mut Context<'_, App>, command: &[u8]) -> Outcome {
-        let words = match protocol::words(command, cx.app.options.max_command) {
-            Ok(words) => words,
-            Err(error) => {
-                cx.conn.send(format!("-ERR Protocol error: {error}\r\n"))?;
-                return Err(error.into());
-            }
+        // The framer has just parsed them.
+        let Some(commands) = cx.conn.framer::<Commands>() else {
+            return Ok(());
         };
+        let words = commands.words(command);
         let [name, args @ ..] = &words[..] else {
             return Ok(()); // `*0`, or an empty line
         };
@@ -129,6 +135,14 @@ impl Handler<App> for Client {
         }
         if self.has_quit {
             cx.conn.close();
+        }
+        Ok(())
+    }
+
+    /// The next command has no known beginning.
+    fn on_bad_input(&mut self, cx: &mut Context<'_, App>, closed: &Closed) -> Outcome {
+        if let Some(error) = &closed.error {
+            cx.conn.send(format!("-ERR Protocol error: {error}\r\n"))?;
         }
         Ok(())
     }
@@ -195,7 +209,7 @@ fn listen(options: &Options) -> Listen {
         interval: Duration::from_secs(60),
         retries: 5,
     });
-    // The framer has the exact limit, and answers. A malformed line may stand behind it.
+    // The framer has the exact limit, with an error that is answered. Inline commands have their own.
     listen.conn.max_frame = Some(limit.saturating_add(2 * protocol::MAX_INLINE));
     listen.conn.output_limit = options.output_limit;
     // Clients may write a whole pipeline before they read the first reply.

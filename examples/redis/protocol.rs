@@ -8,30 +8,61 @@ use portcullis::{Decoded, FrameBuf, FrameError, Framer};
 
 /// Maximum length of an inline command, as in Redis.
 pub const MAX_INLINE: usize = 64 * 1024;
+/// Maximum length of any command.
+pub const MAX_COMMAND: usize = 2 * 1024 * 1024 * 1024;
 /// Maximum number of arguments of one command.
 const MAX_ARGUMENTS: i64 = 1024 * 1024;
 /// A header line is shorter: a mark, a sign, 19 digits, CR LF.
 const MAX_HEADER: usize = 32;
 
-/// Cuts the stream into whole commands of at most `limit` bytes, inline commands included.
+/// More arguments are not kept from command to command.
+const MAX_KEPT: usize = 1024;
+
+/// Cuts the stream into whole commands of at most `limit` bytes, inline commands included, and
+/// remembers the words of the last one.
 pub struct Commands {
     limit: usize,
     /// Length of the scanned part of an incomplete command: no byte is scanned twice.
     at: usize,
     /// Number of arguments behind `at`.
     missing: i64,
+    /// Where the words of the command begin and end. A command is shorter than 4 GiB.
+    words: Vec<(u32, u32)>,
 }
 
 impl Commands {
+    /// `limit` is at most [`MAX_COMMAND`].
     pub fn new(limit: usize) -> Self {
         Self {
             limit,
             at: 0,
             missing: 0,
+            words: Vec::new(),
         }
     }
 
+    /// Returns the name and the arguments of the command that was cut last. An empty command has
+    /// neither. Inline commands are split at blanks; quotes mean nothing.
+    pub fn words<'a>(&self, command: &'a [u8]) -> Vec<&'a [u8]> {
+        let word = |&(begin, end): &(u32, u32)| command.get(begin as usize..end as usize);
+        self.words.iter().filter_map(word).collect()
+    }
+
+    fn begin(&mut self) {
+        if self.words.capacity() > MAX_KEPT {
+            self.words = Vec::new();
+        }
+        self.words.clear();
+    }
+
+    fn push(&mut self, word: Range<usize>) {
+        self.words.push((word.start as u32, word.end as u32));
+    }
+
     fn scan(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        if self.at == 0 {
+            self.begin();
+        }
         if !input.starts_with(b"*") {
             return self.scan_inline(input);
         }
@@ -50,6 +81,7 @@ impl Commands {
                 return Ok(Decoded::Need(end));
             }
             (self.missing, self.at) = (self.missing - 1, end);
+            self.push(argument);
         }
         Ok(frame(self.at))
     }
@@ -57,7 +89,21 @@ impl Commands {
     fn scan_inline(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
         let new = input.get(self.at..).unwrap_or_default();
         match new.iter().position(|&byte| byte == b'\n') {
-            Some(end) if self.at + end < MAX_INLINE => return Ok(frame(self.at + end + 1)),
+            Some(end) if self.at + end < MAX_INLINE => {
+                let end = self.at + end + 1;
+                let mut begin = 0;
+                for word in input
+                    .get(..end)
+                    .unwrap_or_default()
+                    .split(u8::is_ascii_whitespace)
+                {
+                    if !word.is_empty() {
+                        self.push(begin..begin + word.len());
+                    }
+                    begin += word.len() + 1;
+                }
+                return Ok(frame(end));
+            }
             None if input.len() < MAX_INLINE => self.at = input.len(),
             _ => return Err(FrameError::new("too big inline request")),
         }
@@ -74,12 +120,9 @@ fn frame(end: usize) -> Decoded {
 
 impl Framer for Commands {
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
-        // Malformed bytes are a frame too: `words` finds the same error, and the handler answers.
-        let decoded = self
-            .scan(input)
-            .unwrap_or_else(|_| frame(input.len().min(self.at + MAX_INLINE)));
+        let decoded = self.scan(input)?;
         if let Decoded::Frame { .. } = decoded {
-            *self = Self::new(self.limit);
+            (self.at, self.missing) = (0, 0);
         }
         Ok(decoded)
     }
@@ -89,32 +132,6 @@ impl Framer for Commands {
         out.put(reply);
         Ok(())
     }
-}
-
-/// Splits a command that [`Commands`] has cut into its name and its arguments. An empty command has
-/// neither. Inline commands are split at blanks; quotes mean nothing.
-///
-/// # Errors
-///
-/// The text of a protocol error. The connection cannot go on: the next command has no known
-/// beginning.
-pub fn words(command: &[u8], limit: usize) -> Result<Vec<&[u8]>, FrameError> {
-    let incomplete = || FrameError::new("incomplete command");
-    if !command.starts_with(b"*") {
-        if command.len() > MAX_INLINE || !command.ends_with(b"\n") {
-            return Err(FrameError::new("too big inline request"));
-        }
-        let words = command.split(u8::is_ascii_whitespace);
-        return Ok(words.filter(|word| !word.is_empty()).collect());
-    }
-    let (count, mut at) = argument_count(command)?.ok_or_else(incomplete)?;
-    let mut words = Vec::new();
-    for _ in 0..count {
-        let range = bulk(command, at, limit)?.ok_or_else(incomplete)?;
-        at = range.end + 2;
-        words.push(command.get(range).ok_or_else(incomplete)?);
-    }
-    Ok(words)
 }
 
 /// Reads `*3` at the front of a command: the number of arguments, and where the first one begins.

@@ -17,9 +17,10 @@ struct Case<'a> {
     bytes: &'a [u8],
 }
 
-/// Packet-1 as a user would write it, asking for more in every way.
+/// Packet-1 as a user would write it, asking for more in every way. It may hand a frame over at once, or transform it first.
 struct Counted {
     asks: bool,
+    packs: bool,
 }
 
 impl Framer for Counted {
@@ -30,6 +31,10 @@ impl Framer for Counted {
         let end = 1 + usize::from(length);
         self.asks = !self.asks;
         Ok(match input.len() {
+            got if got >= end && self.packs => Decoded::Packed {
+                payload: 1..end,
+                consumed: end,
+            },
             got if got >= end => Decoded::Frame {
                 payload: 1..end,
                 consumed: end,
@@ -37,6 +42,15 @@ impl Framer for Counted {
             _ if self.asks => Decoded::Need(end),
             _ => Decoded::More,
         })
+    }
+
+    /// As it is, in pieces.
+    fn unpack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        for piece in payload.chunks(1 + payload.len() / 3) {
+            assert!(out.room() >= piece.len());
+            out.put(piece);
+        }
+        Ok(())
     }
 
     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
@@ -47,10 +61,12 @@ impl Framer for Counted {
 }
 
 fuzz_target!(|case: Case| {
-    let number = case.framing % 7;
+    let number = case.framing % (Action::FRAMINGS + 2);
+    let custom = |packs| Framing::custom(move || Counted { asks: false, packs });
     let (kind, framing, max) = match number {
         // Its frames may take 16 bytes more than the maximum before they are too large: here none can be.
-        6 => (1, Framing::custom(|| Counted { asks: false }), 255),
+        Action::FRAMINGS => (1, custom(false), 255),
+        10.. => (1, custom(true), 255),
         number => (
             number,
             Action::framing(number),

@@ -32,7 +32,7 @@ fuzz_target!(|input: &[u8]| {
     }
     let case = Case {
         optional: options & 1 != 0,
-        framing: framing % 6,
+        framing: framing % Action::FRAMINGS,
         max: usize::from(max) + 1,
         stream: &stream,
     };

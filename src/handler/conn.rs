@@ -14,7 +14,8 @@ use crate::detached::Detached;
 use crate::error::{Error, Result as ServerResult};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{
-    ConnConfig, Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic,
+    ConnConfig, Framer, Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft,
+    Traffic,
 };
 use crate::reason::{Close, Closed};
 
@@ -268,10 +269,60 @@ impl<'a, A> Conn<'a, A> {
 
     /// Changes the framing, both ways, from the next frame on. Received bytes that are not
     /// delivered yet are cut in the new framing.
-    /// [`ConnConfig::max_frame`](crate::ConnConfig::max_frame) stays; where it is `None`, the new
-    /// framing's own maximum applies.
+    ///
+    /// The maximum frame stays, unless [`Conn::reconfigure`] changes it:
+    /// [`ConnConfig::max_frame`](crate::ConnConfig::max_frame), or where that is `None`, the former
+    /// framing's default. A maximum that is only the form of the former frames (raw, packet-1,
+    /// packet-2, fixed) gives way to the new framing's default.
+    ///
+    /// A framing with parameters that [`Server::listen`](crate::Server::listen) would refuse closes
+    /// the connection as [`BadFrame`](crate::CloseReason::BadFrame) at the next input.
     pub fn set_framing(&mut self, framing: &Framing) {
         self.change(|machine, _, _| machine.set_framing(framing));
+    }
+
+    /// Returns the connection's own [`Framer`](crate::Framer), if it is an `F`. `None` for another
+    /// framing.
+    ///
+    /// In [`Handler::on_frame`], the framer has just decoded this frame and nothing behind it. So
+    /// what it has noted while parsing (a command's arguments, a message's type) need not be parsed
+    /// again. Elsewhere its last input may have been an incomplete frame.
+    ///
+    /// ```
+    /// use portcullis::{Context, Decoded, FrameBuf, FrameError, Framer, Handler, Outcome};
+    ///
+    /// /// A length of one byte, then a kind of one byte.
+    /// struct Tagged { kind: u8 }
+    /// impl Framer for Tagged {
+    ///     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+    ///         let [length, kind, ..] = *input else { return Ok(Decoded::More) };
+    ///         let end = 2 + usize::from(length);
+    ///         if input.len() < end {
+    ///             return Ok(Decoded::Need(end));
+    ///         }
+    ///         self.kind = kind;
+    ///         Ok(Decoded::Frame { payload: 2..end, consumed: end })
+    ///     }
+    ///     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+    ///         out.put(&[u8::try_from(payload.len()).map_err(FrameError::new)?, self.kind]);
+    ///         out.put(payload);
+    ///         Ok(())
+    ///     }
+    /// }
+    /// struct Session;
+    /// impl Handler for Session {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    ///         let kind = cx.conn.framer::<Tagged>().map(|framer| framer.kind);
+    ///         if kind == Some(1) {
+    ///             cx.conn.send(frame)?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    pub fn framer<F: Framer + 'static>(&mut self) -> Option<&mut F> {
+        let (machine, _) = self.ops.machine(self.id)?;
+        machine.framer()
     }
 
     /// Changes the options of this connection alone, while it is open. Examples: the keepalive time

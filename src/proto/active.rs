@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::buffers::{Buffers, SendBuffer};
 use super::close::{Delivery, Ending};
 use super::deadlines::{Deadlines, Pace};
-use super::proxy::ProxyHeader;
+use super::proxy::{ProxyHeader, ProxyTlvs};
 use super::rates::Throttle;
 use super::recv::RecvBuffer;
 use super::time::Time;
@@ -127,6 +127,13 @@ impl Active {
                 true
             }
             Delivery::Unsupported | Delivery::Unknown | Delivery::Done => may_discard,
+        }
+    }
+
+    /// Drops the TLVs of the PROXY header, unless the header is kept elsewhere too.
+    pub(super) fn drop_unshared_tlvs(&mut self) {
+        if let Some(header) = self.proxy.as_mut().and_then(Rc::get_mut) {
+            header.tlvs = ProxyTlvs::default();
         }
     }
 

@@ -1,5 +1,6 @@
 //! How a connection ends: the request to close after input, and the reason.
 
+use std::error::Error as StdError;
 use std::io;
 
 use super::life::Phase;
@@ -158,6 +159,15 @@ impl Ending {
         }
     }
 
+    /// Output is lost. A connection that was `ending` ends for that instead.
+    pub(super) fn lose(&mut self, closed: Closed, ending: bool) {
+        if ending {
+            self.set_loss(closed);
+        } else {
+            self.set_reason(closed);
+        }
+    }
+
     pub(super) fn has_reason(&self) -> bool {
         self.reason.is_some()
     }
@@ -174,6 +184,16 @@ impl Ending {
                 }
             }
             none => *none = Some(closed),
+        }
+    }
+
+    /// Adds the cause to the reason, unless it has one.
+    pub(super) fn add_error(&mut self, error: Box<dyn StdError + Send + Sync>) {
+        if let Some(Closed {
+            error: none @ None, ..
+        }) = &mut self.reason
+        {
+            *none = Some(error);
         }
     }
 

@@ -230,6 +230,25 @@ impl Deadlines {
         self.frame_credit = received;
     }
 
+    /// For how long the peer has sent, or taken, less than these paces demand.
+    pub(super) fn stalled_for(&self, read: Pace, write: Pace, now: Time) -> Duration {
+        let (read, write) = (
+            read.behind(self.frame(), now),
+            write.behind(self.write(), now),
+        );
+        read.max(write)
+    }
+
+    /// Of an incomplete frame `received` bytes have arrived: its time begins, or is extended. It
+    /// begins anew behind another frame (`advanced`).
+    pub(super) fn count_frame(&mut self, received: usize, advanced: bool, pace: Pace, now: Time) {
+        if advanced || !self.frame().is_armed() {
+            self.begin_frame(received, pace, now);
+        } else {
+            self.extend_frame(received, pace, now);
+        }
+    }
+
     /// Of the same frame `received` bytes are there now. Reading is not paused.
     ///
     /// TLS records take more bytes than their content: only growth beyond the most counts.

@@ -240,11 +240,8 @@ impl Machine {
     /// Returns the pending bytes that the handler has sent: those of TLS itself are excluded.
     #[inline]
     pub(crate) fn unsent_app_bytes(&self) -> usize {
-        self.queued()
-            - self
-                .tls
-                .as_ref()
-                .map_or(0, |session| session.tls_overhead())
+        let overhead = self.tls.as_deref().map_or(0, Session::tls_overhead);
+        self.queued() - overhead
     }
 
     // The state.
@@ -332,6 +329,11 @@ impl Machine {
         self.codec.is_custom()
     }
 
+    /// True if a call of the framer has not returned, because it panicked.
+    pub(crate) fn has_framer_panicked(&self) -> bool {
+        self.codec.has_framer_panicked()
+    }
+
     /// True if the connection speaks TLS, or will: its configuration may contain the user's code.
     #[inline]
     pub(crate) fn has_tls(&self) -> bool {
@@ -417,16 +419,12 @@ impl Machine {
 
     /// True until the keys are agreed on: nothing can be encrypted.
     fn is_tls_handshaking(&self) -> bool {
-        self.tls
-            .as_ref()
-            .is_some_and(|session| session.is_handshaking())
+        self.tls.as_deref().is_some_and(Session::is_handshaking)
     }
 
     /// True if TLS failed: nothing more can be decrypted or encrypted.
     fn has_tls_failed(&self) -> bool {
-        self.tls
-            .as_ref()
-            .is_some_and(|session| session.has_failed())
+        self.tls.as_deref().is_some_and(Session::has_failed)
     }
 
     /// True if part of a frame has arrived, or part of a record, which contains part of a frame.

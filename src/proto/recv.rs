@@ -30,6 +30,8 @@ impl Recv {
 
     /// The kernel has reported RST already, and reports an end of stream from then on.
     const WAS_RESET: u8 = 64;
+    /// No frame can be made of the input: the handler is notified, and the connection closes.
+    const BAD_INPUT: u8 = 128;
 
     /// All flags, for the one test of [`Status::only_frames`](super::status::Status::only_frames).
     #[inline]
@@ -56,6 +58,14 @@ impl Recv {
 
     pub(super) fn was_reset(self) -> bool {
         self.has(Self::WAS_RESET)
+    }
+
+    pub(super) fn set_bad_input(&mut self) {
+        self.0 |= Self::BAD_INPUT;
+    }
+
+    pub(super) fn has_bad_input(self) -> bool {
+        self.has(Self::BAD_INPUT)
     }
 
     pub(super) fn set_eof(&mut self) {

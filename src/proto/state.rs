@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use super::framing::FrameError;
+use crate::reason::Closed;
 
 /// The state of a connection.
 ///
@@ -156,6 +157,10 @@ pub(crate) enum Event<'a> {
     /// An upgrade's handshake is over.
     Secured,
     Frame(&'a [u8]),
+    /// A frame that the framer has transformed. Its memory belongs to the pool.
+    Unpacked(Vec<u8>),
+    /// No frame can be made of the input: call the handler, then close with this reason.
+    BadInput(Closed),
     /// The peer finished sending, at the end of a frame.
     Finished,
     /// Pending output fell from above the high watermark to the low one.

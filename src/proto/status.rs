@@ -64,6 +64,12 @@ impl Status {
         self.events.take(Events::OPENED) && self.only_frames()
     }
 
+    /// True if the connection closes, or will as soon as the handler has answered bad input: its
+    /// reason is known, unless output is lost.
+    pub(super) fn is_ending(self) -> bool {
+        self.life.is_closing() || self.recv.has_bad_input()
+    }
+
     /// Returns the phase of a closing connection once FIN is sent.
     pub(super) fn phase_after_fin(self) -> Phase {
         if self.recv.is_eof() {

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::handler::{Context, Control, Handler, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::InputCursor;
-use crate::reason::{Close, Outcome};
+use crate::reason::{Close, Closed, Outcome};
 use std::sync::Arc;
 
 pub(crate) struct Inner<A, O: Os> {
@@ -63,6 +63,20 @@ impl<A, O: Os> Inner<A, O> {
         (all.len() - rest.len(), max - left)
     }
 
+    /// Calls the handler of `id` for input of which no frame can be made, and closes the
+    /// connection.
+    pub(super) fn call_for_bad_input(&mut self, app: &mut A, id: ConnId, closed: Closed) {
+        self.call(app, id, |handler, cx| handler.on_bad_input(cx, &closed));
+        let now = self.core.refresh();
+        let Some((conn, pool)) = self.core.conns.parts(id) else {
+            return self.core.guard.drop("an error's destructor", closed);
+        };
+        // An error that comes too late is dropped, and its destructor is foreign code.
+        if let Err(panic) = catch(|| conn.machine.end_bad_input(closed, now, pool)) {
+            self.core.close_in_panic(id, "an error's destructor", panic);
+        }
+    }
+
     /// Lends the server to the handler of `id`. The handler is out of its place while it runs, so
     /// that its callbacks can reach all connections; a successor may take the place.
     #[inline]
@@ -86,7 +100,14 @@ impl<A, O: Os> Inner<A, O> {
                     self.core.close_as(id, close);
                 }
             }
-            Err(panic) => self.core.close_in_panic(id, "a handler", panic),
+            Err(panic) => {
+                let conn = self.core.conns.get(id);
+                let source = match conn.is_some_and(|conn| conn.machine.has_framer_panicked()) {
+                    true => "a framer",
+                    false => "a handler",
+                };
+                self.core.close_in_panic(id, source, panic);
+            }
         }
     }
 

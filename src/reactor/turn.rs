@@ -57,6 +57,11 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
             ConnEvent::Frame(frame) => {
                 inner.call(app, *id, |handler, cx| handler.on_frame(cx, frame));
             }
+            ConnEvent::Unpacked(frame) => {
+                inner.call(app, *id, |handler, cx| handler.on_frame(cx, &frame));
+                inner.core.conns.pool.give(frame);
+            }
+            ConnEvent::BadInput(closed) => inner.call_for_bad_input(app, *id, closed),
             ConnEvent::Opened => self.handle_opened(),
             ConnEvent::Secured => {
                 inner.core.end_pending(*id);

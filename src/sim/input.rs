@@ -87,15 +87,34 @@ pub enum Action {
 }
 
 impl Action {
-    /// Returns the framing with this number in [`Action::Framing`].
+    /// Number of framings in [`Action::framing`].
+    pub const FRAMINGS: u8 = 9;
+
+    /// Returns the framing with this number in [`Action::Framing`], counted modulo
+    /// [`Action::FRAMINGS`].
     pub fn framing(number: u8) -> Framing {
-        match number % 6 {
+        match number % Self::FRAMINGS {
             0 => Framing::Raw,
             1 => Framing::Packet1,
             2 => Framing::Packet2,
             3 => Framing::Packet4,
             4 => Framing::Line,
-            _ => Framing::Delimited(0),
+            5 => Framing::Delimited(0),
+            6 => Framing::Fixed(2),
+            // The length counts all but the byte in front of it.
+            7 => Framing::LengthField {
+                offset: 1,
+                width: 2,
+                little_endian: false,
+                adjustment: -2,
+            },
+            // The length counts neither itself nor the byte behind it.
+            _ => Framing::LengthField {
+                offset: 0,
+                width: 3,
+                little_endian: true,
+                adjustment: 1,
+            },
         }
     }
 }
@@ -110,6 +129,9 @@ pub enum Callback {
     Secured,
     /// [`Handler::on_frame`](crate::Handler::on_frame)
     Frame(Vec<u8>),
+    /// [`Handler::on_bad_input`](crate::Handler::on_bad_input), with the reason of the close. The
+    /// handler does as when the peer has finished.
+    BadInput(CloseReason),
     /// [`Handler::on_finish`](crate::Handler::on_finish)
     Finished,
     /// [`Handler::on_writable`](crate::Handler::on_writable)

@@ -127,6 +127,7 @@ fn provoke(server: &Running, wanted: &Entry) -> Option<TcpStream> {
                 .expect("alive");
         }
         Entry::Drain => server.handle.drain(Duration::from_secs(20)).expect("drain"),
+        Entry::BadInput(_) => unreachable!("see `worlds`"),
         Entry::Close(..) => send2(&mut client, b"close"),
         Entry::Open | Entry::Secured | Entry::ConnectFailed(_) => {}
     }

@@ -13,3 +13,4 @@ mod proxy;
 mod redis;
 mod starttls;
 mod tls_reload;
+mod websocket;

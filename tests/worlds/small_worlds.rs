@@ -110,7 +110,7 @@ fn every_state_before_a_header_leads_to_the_end_too() {
 /// Short strings in every cut give the same frames. `exhaust` plays strings of up to eight bytes.
 #[test]
 fn every_short_string_is_the_same_frames_in_every_cut() {
-    for framing in 0..6 {
+    for framing in 0..Action::FRAMINGS {
         match strings::play(framing, 5) {
             Ok(played) => assert_eq!(played, (0..=5).map(|length| 8_u64.pow(length)).sum::<u64>()),
             Err(what) => panic!("{what}"),

@@ -192,7 +192,7 @@ impl Setup {
         let framing = self.framing(which);
         let most = match framing {
             Framing::Packet1 => 0xFF,
-            _ => 0xFFFF,
+            _ => 0xFFFF - 3,
         };
         let bytes = &bytes[..bytes.len().min(most)];
         let header = (bytes.len() as u32).to_be_bytes();
@@ -202,6 +202,15 @@ impl Setup {
             Framing::Packet4 => [&header, bytes].concat(),
             Framing::Line => [bytes, b"\n"].concat(),
             Framing::Delimited(delimiter) => [bytes, &[delimiter]].concat(),
+            Framing::Fixed(length) => {
+                let mut frames = bytes.to_vec();
+                frames.resize(bytes.len().next_multiple_of(length as usize), 0);
+                frames
+            }
+            Framing::LengthField { .. } => {
+                let length = (bytes.len() as u16 + 3).to_le_bytes();
+                [b"t", &length[..], bytes].concat()
+            }
             _ => bytes.to_vec(),
         }
     }

@@ -4,7 +4,10 @@ use std::fmt;
 use std::io::BufRead;
 use std::ops::Range;
 
-use super::framer::{Decoded, FrameBuf, FrameError, Framer, Framing};
+use super::super::buffers::Buffers;
+use super::framer::{AnyFramer, FrameBuf, Framing};
+use super::length_field::{Shape, Shaped};
+use super::step::{EncodeError, Step, DEFAULT_MAX_LONG};
 
 /// The largest payload that a packet-4 header may announce.
 ///
@@ -15,30 +18,13 @@ const DEFAULT_MAX: usize = 64 * 1024;
 /// The length of packet-4's header.
 const MAX_HEADER: usize = 4;
 
-/// What the decoder found at the front of its input.
-#[derive(Debug)]
-pub(in crate::proto) enum Step {
-    Frame {
-        payload: Range<usize>,
-        consumed: usize,
-    },
-    More,
-    TooLarge,
-    Bad(FrameError),
-}
-
-/// Why a frame cannot be encoded.
-#[derive(Debug)]
-pub(in crate::proto) enum EncodeError {
-    TooLarge { max: usize },
-    Refused(FrameError),
-}
-
 /// The framing of one connection, and how much of an incomplete frame it has seen.
 ///
 /// Part of each connection, so it is small: maxima fit in 32 bits.
 pub(in crate::proto) enum Codec {
     BuiltIn(Cutter),
+    /// Fixed lengths and length fields.
+    Shaped(Box<Shaped>),
     Custom(Box<Custom>),
 }
 
@@ -51,12 +37,27 @@ pub(in crate::proto) struct Cutter {
     seen: u32,
 }
 
+/// What is at the front of the input of the user's framing.
+pub(super) enum Found {
+    Step(Step),
+    /// A frame that the framer is to transform.
+    Packed {
+        payload: Range<usize>,
+        consumed: usize,
+    },
+}
+
 /// The user's framing.
 pub(in crate::proto) struct Custom {
-    pub(super) framer: Box<dyn Framer>,
+    pub(super) framer: Box<dyn AnyFramer>,
     pub(super) max: usize,
-    /// Shorter input contains no whole frame.
+    /// Shorter input contains no whole frame; at least 1.
     pub(super) seen: usize,
+    /// What was found at the front of the input, unless it is a plain frame: the framer is not
+    /// asked again.
+    pub(super) found: Option<Found>,
+    /// The framer runs: a panic is its own.
+    pub(super) is_running: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -70,10 +71,15 @@ impl Kind {
     /// Returns the maximum payload where none is set; a line counts its delimiter.
     const fn default_max(self) -> usize {
         match self {
-            Self::Packet(Width::Four) => 8 * 1024 * 1024,
+            Self::Packet(Width::Four) => DEFAULT_MAX_LONG,
             Self::Packet(width) => width.limit(),
             Self::Raw | Self::Delimited(_) => DEFAULT_MAX,
         }
+    }
+
+    /// True if the default maximum is a choice of this library's, and not of the frames' form.
+    const fn has_chosen_max(self) -> bool {
+        matches!(self, Self::Packet(Width::Four) | Self::Delimited(_))
     }
 }
 
@@ -119,20 +125,19 @@ impl Width {
 impl Codec {
     /// `max`: the maximum payload; `None` is the framing's own.
     pub(in crate::proto) fn new(framing: &Framing, max: Option<usize>) -> Self {
+        if let Some(shape) = Shape::of(framing) {
+            return Self::Shaped(Box::new(Shaped::new(shape, max)));
+        }
         let kind = match framing {
-            Framing::Raw => Kind::Raw,
+            Framing::Raw | Framing::Fixed(_) | Framing::LengthField { .. } => Kind::Raw,
             Framing::Packet1 => Kind::Packet(Width::One),
             Framing::Packet2 => Kind::Packet(Width::Two),
             Framing::Packet4 => Kind::Packet(Width::Four),
             Framing::Line => Kind::Delimited(b'\n'),
             Framing::Delimited(byte) => Kind::Delimited(*byte),
             Framing::Custom(make) => {
-                let framer = make();
-                return Self::Custom(Box::new(Custom {
-                    framer,
-                    max: max.unwrap_or(DEFAULT_MAX),
-                    seen: 0,
-                }));
+                let custom = Custom::new(make(), max.unwrap_or(DEFAULT_MAX));
+                return Self::Custom(Box::new(custom));
             }
         };
         Self::BuiltIn(Cutter {
@@ -146,22 +151,52 @@ impl Codec {
     ///
     /// The input is that of the last call and possibly more, unless that call found a frame.
     #[inline]
-    pub(in crate::proto) fn decode(&mut self, input: &[u8]) -> Step {
+    pub(in crate::proto) fn decode(&mut self, input: &[u8], buffers: &mut Buffers) -> Step {
         match self {
             Self::BuiltIn(cutter) => cutter.decode(input),
-            Self::Custom(custom) => custom.decode(input),
+            Self::Shaped(shaped) => shaped.decode(input),
+            Self::Custom(custom) => custom.decode(input, buffers),
         }
     }
 
     /// Returns the payload of a whole frame at the front of `input`, and the bytes behind the
     /// frame.
     ///
-    /// `None` if there is none, or if the framing is the user's: see [`Codec::decode`].
+    /// `None` if there is none, or if it is to be transformed: see [`Codec::decode`].
     #[inline]
     pub(in crate::proto) fn cut<'a>(&mut self, input: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         match self {
             Self::BuiltIn(cutter) => cutter.cut(input),
-            Self::Custom(_) => None,
+            Self::Shaped(shaped) => shaped.cut(input),
+            Self::Custom(custom) => custom.cut(input),
+        }
+    }
+
+    /// Returns the framer, if it is of this type.
+    pub(in crate::proto) fn framer<F: 'static>(&mut self) -> Option<&mut F> {
+        match self {
+            Self::BuiltIn(_) | Self::Shaped(_) => None,
+            // Of the framer and not of its box, which is one too.
+            Self::Custom(custom) => (*custom.framer).as_any().downcast_mut(),
+        }
+    }
+
+    /// True if the framer has not returned from its last call: it has panicked.
+    pub(in crate::proto) fn has_framer_panicked(&self) -> bool {
+        matches!(self, Self::Custom(custom) if custom.is_running)
+    }
+
+    /// Returns the maximum payload that is not due to the form of the frames: it outlives the
+    /// framing.
+    pub(in crate::proto) fn chosen_max(&self) -> Option<usize> {
+        match self {
+            Self::BuiltIn(cutter) => {
+                let max = cutter.max as usize;
+                let is_chosen = cutter.kind.has_chosen_max() || max != cutter.kind.default_max();
+                is_chosen.then_some(max)
+            }
+            Self::Shaped(shaped) => shaped.chosen_max(),
+            Self::Custom(custom) => Some(custom.max),
         }
     }
 
@@ -174,6 +209,7 @@ impl Codec {
     ) -> Result<(), EncodeError> {
         match self {
             Self::BuiltIn(cutter) => cutter.encode(payload, out),
+            Self::Shaped(shaped) => shaped.encode(payload, out),
             Self::Custom(custom) => custom.encode(payload, out),
         }
     }
@@ -184,6 +220,7 @@ impl Codec {
     pub(in crate::proto) fn put_header(&self, length: usize, out: &mut Vec<u8>) -> bool {
         match self {
             Self::BuiltIn(cutter) => cutter.put_header(length, out).is_ok(),
+            Self::Shaped(shaped) => shaped.put_header(length, out).is_ok(),
             Self::Custom(_) => false,
         }
     }
@@ -196,7 +233,7 @@ impl Codec {
 
     /// True if every byte may begin a connection: its protocol is unknown.
     pub(in crate::proto) fn takes_any_bytes(&self) -> bool {
-        self.is_custom() || !self.has_frames()
+        !matches!(self, Self::BuiltIn(_)) || !self.has_frames()
     }
 
     /// True if there are incomplete frames.
@@ -213,6 +250,7 @@ impl Codec {
     pub(in crate::proto) fn max(&self) -> usize {
         match self {
             Self::BuiltIn(cutter) => cutter.max as usize,
+            Self::Shaped(shaped) => shaped.max(),
             Self::Custom(custom) => custom.max,
         }
     }
@@ -224,9 +262,25 @@ impl Codec {
                 cutter.max = saturated(max.unwrap_or(cutter.kind.default_max()));
                 cutter.seen = 0;
             }
+            Self::Shaped(shaped) => shaped.set_max(max),
             Self::Custom(custom) => {
                 custom.max = max.unwrap_or(DEFAULT_MAX);
-                custom.seen = 0;
+                custom.seen = 1;
+                if matches!(custom.found, Some(Found::Step(Step::TooLarge))) {
+                    custom.found = None;
+                }
+            }
+        }
+    }
+
+    /// The next input is not that of the last call.
+    pub(in crate::proto) fn restart(&mut self) {
+        match self {
+            Self::BuiltIn(cutter) => cutter.seen = 0,
+            Self::Shaped(_) => {}
+            Self::Custom(custom) => {
+                custom.seen = 1;
+                custom.found = None;
             }
         }
     }
@@ -234,6 +288,7 @@ impl Codec {
     pub(super) fn seen(&self) -> usize {
         match self {
             Self::BuiltIn(cutter) => cutter.seen as usize,
+            Self::Shaped(_) => 0,
             Self::Custom(custom) => custom.seen,
         }
     }
@@ -243,6 +298,7 @@ impl Codec {
     pub(in crate::proto) fn fork(&self) -> Option<Self> {
         match self {
             Self::BuiltIn(cutter) => Some(Self::BuiltIn(*cutter)),
+            Self::Shaped(shaped) => Some(Self::Shaped(shaped.clone())),
             Self::Custom(_) => None,
         }
     }
@@ -353,48 +409,6 @@ impl Cutter {
 }
 
 impl Custom {
-    fn decode(&mut self, input: &[u8]) -> Step {
-        if input.is_empty() || input.len() < self.seen {
-            return Step::More;
-        }
-        let step = Self::call(self.framer.as_mut(), input, self.max, &mut self.seen);
-        if matches!(step, Step::Frame { .. }) {
-            self.seen = 0;
-        }
-        step
-    }
-
-    fn call(framer: &mut dyn Framer, input: &[u8], max: usize, seen: &mut usize) -> Step {
-        /// Room for the header and trailer of a frame with the maximum payload.
-        const ENVELOPE: usize = 16;
-        let limit = max.saturating_add(ENVELOPE);
-        match framer.decode(input) {
-            Ok(Decoded::Frame { payload, consumed }) => {
-                let inside = payload.start <= payload.end
-                    && payload.end <= consumed
-                    && consumed <= input.len();
-                if consumed == 0 || !inside {
-                    Step::Bad(FrameError::new(
-                        "the framer reported a frame that is empty or outside its input",
-                    ))
-                } else if payload.len() > max || consumed > limit {
-                    // Received in pieces it would have been too long before it was whole.
-                    Step::TooLarge
-                } else {
-                    Step::Frame { payload, consumed }
-                }
-            }
-            Ok(Decoded::Need(total)) if total > limit => Step::TooLarge,
-            Ok(Decoded::More | Decoded::Need(_)) if input.len() > limit => Step::TooLarge,
-            Ok(Decoded::Need(total)) => {
-                *seen = total;
-                Step::More
-            }
-            Ok(Decoded::More) => Step::More,
-            Err(error) => Step::Bad(error),
-        }
-    }
-
     fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
         /// Removes what a framer appended before it failed or panicked.
         struct Undo<'a> {
@@ -409,7 +423,7 @@ impl Custom {
         let keep = out.len();
         let mut undo = Undo { out, keep };
         self.framer
-            .encode(payload, &mut FrameBuf(undo.out))
+            .encode(payload, &mut FrameBuf::new(undo.out, usize::MAX))
             .map_err(EncodeError::Refused)?;
         undo.keep = undo.out.len();
         Ok(())

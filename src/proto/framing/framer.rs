@@ -1,5 +1,6 @@
 //! What the user chooses: a built-in framing, or one of their own.
 
+use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
 use std::ops::Range;
@@ -27,12 +28,58 @@ pub enum Framing {
     Line,
     /// As [`Framing::Line`], with another delimiter.
     Delimited(u8),
+    /// Frames of this length, at least 1 byte, without a header. `send` refuses another length.
+    Fixed(u32),
+    /// A length in the header. Netty's `LengthFieldBasedFrameDecoder` and tokio's
+    /// `length_delimited` have the same parameters.
+    ///
+    /// A frame has `offset + width + value + adjustment` bytes. A value that makes less than
+    /// `offset + width` of it closes the connection as
+    /// [`BadFrame`](crate::CloseReason::BadFrame). The maximum is 8 MiB by default.
+    ///
+    /// With an `offset` of 0 the payload is what follows the length, and `send` puts the length in
+    /// front of it, as with packet-N. With bytes in front of the length, the payload is the whole
+    /// frame in both directions; `send` refuses a frame whose length field is wrong.
+    ///
+    /// ```
+    /// use portcullis::Framing;
+    ///
+    /// // MySQL: three bytes, and a sequence number that the length does not count.
+    /// let mysql = Framing::LengthField { offset: 0, width: 3, little_endian: true, adjustment: 1 };
+    /// // DNS over TCP, as packet-2.
+    /// let dns = Framing::LengthField { offset: 0, width: 2, little_endian: false, adjustment: 0 };
+    /// // TLV: a type of one byte, then a length that counts type, length and value.
+    /// let tlv = Framing::LengthField { offset: 1, width: 2, little_endian: false, adjustment: -3 };
+    /// # let _ = (mysql, dns, tlv);
+    /// ```
+    LengthField {
+        /// Number of bytes in front of the length.
+        offset: u8,
+        /// Number of bytes of the length: 1, 2, 3, 4 or 8.
+        width: u8,
+        /// Whether the least significant byte comes first.
+        little_endian: bool,
+        /// Number of bytes behind the length that its value does not count. Negative where it
+        /// counts the header, or a part of the header.
+        adjustment: i16,
+    },
     /// Your own framing, with a function that makes a [`Framer`] for each connection:
     /// [`Framing::custom`].
     Custom(Arc<MakeFramer>),
 }
 
-type MakeFramer = dyn Fn() -> Box<dyn Framer> + Send + Sync;
+type MakeFramer = dyn Fn() -> Box<dyn AnyFramer> + Send + Sync;
+
+/// A framer whose type can be found out again.
+pub trait AnyFramer: Framer {
+    fn as_any(&mut self) -> &mut dyn Any;
+}
+
+impl<F: Framer + 'static> AnyFramer for F {
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+}
 
 impl Framing {
     /// Frames by your own rule: `make` is called once per connection, and for each
@@ -90,13 +137,24 @@ impl fmt::Debug for Framing {
             Self::Packet4 => f.write_str("packet-4"),
             Self::Line => f.write_str("line"),
             Self::Delimited(byte) => write!(f, "delimited by {byte:#04x}"),
+            Self::Fixed(length) => write!(f, "fixed {length}"),
+            Self::LengthField {
+                offset,
+                width,
+                little_endian,
+                adjustment,
+            } => {
+                let order = if *little_endian { "le" } else { "be" };
+                write!(f, "length-field {offset} {width} {order} {adjustment}")
+            }
             Self::Custom(_) => f.write_str("custom"),
         }
     }
 }
 
-/// Reads a built-in framing by its name: `raw`, `packet-1`, `packet-2`, `packet-4`, `line`, or
-/// `delimited by 0x00` with the byte in hexadecimal.
+/// Reads a built-in framing by its name: `raw`, `packet-1`, `packet-2`, `packet-4`, `line`,
+/// `delimited by 0x00` with the byte in hexadecimal, `fixed 16`, or `length-field 0 2 be 0` with
+/// offset, width, byte order (`be` or `le`) and adjustment.
 impl FromStr for Framing {
     type Err = Error;
 
@@ -108,15 +166,37 @@ impl FromStr for Framing {
             "packet-4" => Self::Packet4,
             "line" => Self::Line,
             _ => {
-                let byte = name.strip_prefix("delimited by 0x");
-                let byte = byte.and_then(|byte| u8::from_str_radix(byte, 16).ok());
-                Self::Delimited(byte.ok_or_else(|| {
-                    let names = "raw, packet-1, packet-2, packet-4, line, delimited by 0x00";
+                let framing = parse(name).filter(|framing| framing.check().is_ok());
+                framing.ok_or_else(|| {
+                    let names = "raw, packet-1, packet-2, packet-4, line, delimited by 0x00, \
+                                 fixed 16, length-field 0 2 be 0";
                     Error::option("framing", format!("{name:?} is none of {names}"))
-                })?)
+                })?
             }
         })
     }
+}
+
+/// Reads the name of a framing with parameters.
+fn parse(name: &str) -> Option<Framing> {
+    if let Some(byte) = name.strip_prefix("delimited by 0x") {
+        return u8::from_str_radix(byte, 16).ok().map(Framing::Delimited);
+    }
+    if let Some(length) = name.strip_prefix("fixed ") {
+        return length.parse().ok().map(Framing::Fixed);
+    }
+    let mut words = name.strip_prefix("length-field ")?.split(' ');
+    let framing = Framing::LengthField {
+        offset: words.next()?.parse().ok()?,
+        width: words.next()?.parse().ok()?,
+        little_endian: match words.next()? {
+            "le" => true,
+            "be" => false,
+            _ => return None,
+        },
+        adjustment: words.next()?.parse().ok()?,
+    };
+    words.next().is_none().then_some(framing)
 }
 
 /// The result of [`Framer::decode`]: the front of the input.
@@ -132,6 +212,14 @@ pub enum Decoded {
         /// Number of bytes of the input that the frame takes, at least 1.
         consumed: usize,
     },
+    /// A whole frame whose payload is yet to be transformed: [`Framer::unpack`] makes what the
+    /// handler gets of it. The rules of [`Decoded::Frame`] apply, before and after.
+    Packed {
+        /// The bytes that [`Framer::unpack`] gets, as a range of the input.
+        payload: Range<usize>,
+        /// Number of bytes of the input that the frame takes, at least 1.
+        consumed: usize,
+    },
     /// No whole frame yet: call again when more bytes have arrived.
     More,
     /// No whole frame yet: call again when the input is at least this long.
@@ -140,7 +228,8 @@ pub enum Decoded {
 
 /// A framing of your own: a frame and its length, *more*, or an error.
 ///
-/// Each connection has its own value, which may keep state. The input always begins at a frame's
+/// Each connection has its own value, which may keep state. It can keep what it has parsed of a
+/// frame, too: [`Conn::framer`](crate::Conn::framer) lends it to the handler. The input always begins at a frame's
 /// first byte, and may hold many frames. It is at most the maximum frame
 /// ([`ConnConfig::max_frame`](crate::ConnConfig::max_frame)), 16 bytes for header and trailer, and
 /// one read of 64 KiB. Over TLS a record of 16 KiB comes on top. A payload above the maximum, or a
@@ -151,9 +240,25 @@ pub trait Framer {
     ///
     /// # Errors
     ///
-    /// An error closes the connection as [`BadFrame`](crate::CloseReason::BadFrame); frames before
-    /// it are delivered.
+    /// An error closes the connection as [`BadFrame`](crate::CloseReason::BadFrame), after a call of
+    /// [`Handler::on_bad_input`](crate::Handler::on_bad_input); frames before it are delivered. The
+    /// framer gets no more input.
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError>;
+
+    /// Transforms the payload of a [`Decoded::Packed`] frame and appends it to `out`: unmasks,
+    /// unescapes, decompresses. The default appends the payload as it is.
+    ///
+    /// `out` has room for the maximum frame. More than that closes the connection as
+    /// [`FrameTooLarge`](crate::CloseReason::FrameTooLarge); [`FrameBuf::room`] says how much is
+    /// left, so that a decompressor can stop.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Framer::decode`].
+    fn unpack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        out.put(payload);
+        Ok(())
+    }
 
     /// Appends one frame with this payload to `out`. After an error nothing of the frame is sent.
     ///
@@ -163,14 +268,41 @@ pub trait Framer {
     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError>;
 }
 
-/// The output of [`Framer::encode`], append only.
+/// The output of [`Framer::encode`] and of [`Framer::unpack`], append only.
 #[derive(Debug)]
-pub struct FrameBuf<'a>(pub(super) &'a mut Vec<u8>);
+pub struct FrameBuf<'a> {
+    pub(super) bytes: &'a mut Vec<u8>,
+    /// The most that `bytes` may have; 0 once there was more.
+    end: usize,
+}
 
-impl FrameBuf<'_> {
-    /// Appends `bytes`.
+impl<'a> FrameBuf<'a> {
+    /// `room`: how many bytes can be appended, at least 1.
+    pub(in crate::proto) fn new(bytes: &'a mut Vec<u8>, room: usize) -> Self {
+        let end = bytes.len().saturating_add(room);
+        Self { bytes, end }
+    }
+
+    /// Appends `bytes`. Bytes for which there is no room are dropped, and the frame is too large.
+    #[inline]
     pub fn put(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+        if bytes.len() <= self.room() && self.end > 0 {
+            self.bytes.extend_from_slice(bytes);
+        } else {
+            self.end = 0;
+        }
+    }
+
+    /// Returns how many bytes can still be appended: up to the maximum frame in
+    /// [`Framer::unpack`], without a limit in [`Framer::encode`].
+    #[inline]
+    pub fn room(&self) -> usize {
+        self.end.saturating_sub(self.bytes.len())
+    }
+
+    /// True if more was appended than there was room for.
+    pub(super) fn is_over(&self) -> bool {
+        self.end == 0
     }
 }
 

@@ -1,9 +1,11 @@
 //! The decoder compared with a naive one and with Erlang's, and the encoder with both.
 
 mod erlang;
+mod length_field;
 
 use super::codec::Custom;
 use super::*;
+use crate::proto::buffers::Buffers;
 use crate::sim::Random;
 
 /// The end of decoding a whole stream.
@@ -72,7 +74,7 @@ fn decode<'a>(
     for piece in pieces {
         rest.extend_from_slice(piece);
         loop {
-            match codec.decode(&rest) {
+            match codec.decode(&rest, &mut Buffers::default()) {
                 Step::Frame { payload, consumed } => {
                     assert!(consumed > 0, "progress");
                     frames.push(rest[payload].to_vec());
@@ -81,6 +83,7 @@ fn decode<'a>(
                 Step::More => break,
                 Step::TooLarge => return (frames, End::TooLarge),
                 Step::Bad(error) => panic!("{error}"),
+                Step::Unpacked { .. } => panic!("no framer"),
             }
         }
     }
@@ -222,6 +225,10 @@ fn a_framing_is_read_by_its_name() {
         "line",
         "delimited by 0x00",
         "delimited by 0x7c",
+        "fixed 1",
+        "fixed 4294967295",
+        "length-field 0 2 be 0",
+        "length-field 255 8 le -32768",
     ] {
         let framing: Framing = name.parse().expect("a framing");
         assert_eq!(format!("{framing:?}"), name);
@@ -233,9 +240,16 @@ fn a_framing_is_read_by_its_name() {
         "delimited by 0x100",
         "Raw",
         "\u{1b}",
+        "fixed 0",
+        "fixed",
+        "length-field 0 5 be 0",
+        "length-field 0 2 be",
+        "length-field 0 2 xe 0",
+        "length-field 0 2 be 0 0",
     ] {
         let error = name.parse::<Framing>().expect_err("none").to_string();
-        let names = "raw, packet-1, packet-2, packet-4, line, delimited by 0x00";
+        let names = "raw, packet-1, packet-2, packet-4, line, delimited by 0x00, fixed 16, \
+                     length-field 0 2 be 0";
         let expected = format!("option framing: {name:?} is none of {names}");
         assert_eq!(error, expected);
     }
@@ -246,10 +260,13 @@ fn a_framing_is_read_by_its_name() {
 fn a_line_is_searched_once() {
     let mut codec = Codec::new(&Framing::Line, Some(usize::MAX));
     let mut line = vec![b'x'; 1000];
-    assert!(matches!(codec.decode(&line), Step::More));
+    assert!(matches!(
+        codec.decode(&line, &mut Buffers::default()),
+        Step::More
+    ));
     assert_eq!(codec.seen(), 1000);
     line.extend_from_slice(b"y\nz");
-    match codec.decode(&line) {
+    match codec.decode(&line, &mut Buffers::default()) {
         Step::Frame { payload, consumed } => assert_eq!((payload, consumed), (0..1002, 1002)),
         other => panic!("{other:?}"),
     }
@@ -280,17 +297,23 @@ fn a_need_delays_the_next_call() {
         }
     }
     let asked = Rc::new(Cell::new(0));
-    let mut codec = Codec::Custom(Box::new(Custom {
-        framer: Box::new(Counting(Rc::clone(&asked))),
-        max: 1000,
-        seen: 0,
-    }));
+    let framer = Box::new(Counting(Rc::clone(&asked)));
+    let mut codec = Codec::Custom(Box::new(Custom::new(framer, 1000)));
     for length in 0..100 {
-        assert!(matches!(codec.decode(&vec![0; length]), Step::More));
+        assert!(matches!(
+            codec.decode(&vec![0; length], &mut Buffers::default()),
+            Step::More
+        ));
     }
     assert_eq!(asked.get(), 1);
-    assert!(matches!(codec.decode(&[0; 100]), Step::Frame { .. }));
-    assert!(matches!(codec.decode(&[0; 1]), Step::More));
+    assert!(matches!(
+        codec.decode(&[0; 100], &mut Buffers::default()),
+        Step::Frame { .. }
+    ));
+    assert!(matches!(
+        codec.decode(&[0; 1], &mut Buffers::default()),
+        Step::More
+    ));
     assert_eq!(asked.get(), 3, "the next frame is asked for anew");
 }
 

@@ -2,16 +2,15 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::rc::Rc;
 use std::time::Duration;
 
 use super::Machine;
 use crate::proto::close::closed_by;
-use crate::proto::framing::{Codec, Framing, Step};
+use crate::proto::framing::Step;
 use crate::proto::hello;
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
-use crate::proto::proxy::{self, Front, ProxyError, ProxyTlvs};
+use crate::proto::proxy::{self, Front, ProxyError};
 use crate::proto::recv::InputCursor;
 use crate::proto::state::{Event, State, Traffic};
 use crate::proto::status::Events;
@@ -215,31 +214,28 @@ impl Machine {
         }
         let step = match cursor.rest() {
             [] => Step::More,
-            rest => self.codec.decode(rest),
+            rest => self.codec.decode(rest, &mut pool.buffers),
         };
-        match step {
+        let bad = match step {
             Step::Frame { .. } if self.begins_as_hello(cursor.rest()) => {
                 self.close(Closed::new(CloseReason::UnexpectedTls), now, pool);
                 return None;
             }
             Step::Frame { payload, consumed } => {
-                if let Some(throttle) = self.throttle() {
-                    throttle.charge_frame(now);
-                }
-                self.count_frame(payload.len(), pool);
+                self.charge_frame(payload.len(), now, pool);
                 return Some(Event::Frame(cursor.take_frame(payload, consumed)));
             }
-            Step::More => {}
-            Step::TooLarge => {
-                let reason = self.reason_for(cursor.rest(), CloseReason::FrameTooLarge);
-                self.close(Closed::new(reason), now, pool);
-                return None;
+            Step::Unpacked { payload, consumed } => {
+                self.charge_frame(payload.len(), now, pool);
+                cursor.advance(consumed);
+                return Some(Event::Unpacked(payload));
             }
-            Step::Bad(error) => {
-                let reason = self.reason_for(cursor.rest(), CloseReason::BadFrame);
-                self.close(Closed::with(reason, error), now, pool);
-                return None;
-            }
+            Step::More => None,
+            Step::TooLarge => Some(Closed::new(CloseReason::FrameTooLarge)),
+            Step::Bad(error) => Some(Closed::with(CloseReason::BadFrame, error)),
+        };
+        if let Some(closed) = bad {
+            return self.refuse_input(cursor.rest(), closed, now, pool);
         }
         // If a callback of this turn resumed, the buffered bytes are decoded before the end is.
         if self.only_frames() || self.status.recv.has_frames_buffered() {
@@ -252,6 +248,37 @@ impl Machine {
             return Some(Event::Finished);
         }
         None
+    }
+
+    /// Lets the handler answer input of which no frame can be made, before it closes the
+    /// connection. There is no answer to TLS.
+    #[cold]
+    fn refuse_input(
+        &mut self,
+        begun: &[u8],
+        mut closed: Closed,
+        now: Time,
+        pool: &mut Pool,
+    ) -> Option<Event<'static>> {
+        closed.reason = self.reason_for(begun, closed.reason);
+        if closed.reason == CloseReason::UnexpectedTls {
+            self.close(closed, now, pool);
+            return None;
+        }
+        self.status.recv.set_bad_input();
+        // It stays the reason, whatever the handler does.
+        let known = Closed::new(closed.reason);
+        self.wake(pool).0.ending.set_reason(known);
+        Some(Event::BadInput(closed))
+    }
+
+    /// The handler has answered such input: closes, unless the handler has.
+    pub(crate) fn end_bad_input(&mut self, closed: Closed, now: Time, pool: &mut Pool) {
+        let Closed { reason, error } = closed;
+        self.close(Closed::new(reason), now, pool);
+        if let (Some(error), Some(active)) = (error, &mut self.active) {
+            active.ending.add_error(error);
+        }
     }
 
     /// Returns the next frame of `bytes` and the bytes behind it, if there are only frames to
@@ -270,6 +297,13 @@ impl Machine {
         let (payload, behind) = self.codec.cut(bytes)?;
         self.count_frame(payload.len(), pool);
         Some((payload, behind))
+    }
+
+    fn charge_frame(&mut self, length: usize, now: Time, pool: &mut Pool) {
+        if let Some(throttle) = self.throttle() {
+            throttle.charge_frame(now);
+        }
+        self.count_frame(length, pool);
     }
 
     #[inline]
@@ -316,10 +350,8 @@ impl Machine {
         if !self.status.events.has(Events::TIMER) {
             return None;
         }
-        let due = self
-            .active
-            .as_mut()
-            .and_then(|active| active.deadlines.take_due_timer());
+        let active = self.active.as_mut();
+        let due = active.and_then(|active| active.deadlines.take_due_timer());
         if due.is_none() {
             self.status.events.clear(Events::TIMER);
         }
@@ -407,12 +439,9 @@ impl Machine {
         let deadlines = &mut self.wake(pool).0.deadlines;
         if !has_begun || (is_paused && advanced) {
             deadlines.clear_frame();
-        } else if is_paused {
-            // The bytes count once reading resumes.
-        } else if advanced || !deadlines.frame().is_armed() {
-            deadlines.begin_frame(received, pace, now);
-        } else {
-            deadlines.extend_frame(received, pace, now);
+        } else if !is_paused {
+            // Else the bytes count once reading resumes.
+            deadlines.count_frame(received, advanced, pace, now);
         }
     }
 
@@ -450,24 +479,6 @@ impl Machine {
     pub(crate) fn resume(&mut self, now: Time) {
         if self.status.recv.resume() {
             self.resume_clocks(now);
-        }
-    }
-
-    /// Decodes the buffered bytes, and all that follow, by another rule.
-    pub(crate) fn set_framing(&mut self, framing: &Framing) {
-        self.codec = Codec::new(framing, self.limits.max_frame);
-        self.decode_again();
-    }
-
-    /// Decodes the buffered bytes again: they may be whole frames now.
-    ///
-    /// Before the connection is open they are the beginning of a PROXY header, and no frame.
-    pub(super) fn decode_again(&mut self) {
-        if self.status.life.is_open() {
-            let Self { status, active, .. } = self;
-            if let Some(active) = active {
-                status.recv.decode_buffered(&active.recv_buf);
-            }
         }
     }
 
@@ -540,12 +551,8 @@ impl Machine {
 
     /// Drops the TLVs of the PROXY header, unless the header is kept elsewhere too.
     pub(crate) fn drop_unshared_tlvs(&mut self) {
-        let header = self
-            .active
-            .as_mut()
-            .and_then(|active| active.proxy.as_mut());
-        if let Some(header) = header.and_then(Rc::get_mut) {
-            header.tlvs = ProxyTlvs::default();
+        if let Some(active) = &mut self.active {
+            active.drop_unshared_tlvs();
         }
     }
 
@@ -590,9 +597,7 @@ impl Machine {
     /// For how long the peer has sent too little of the incomplete frame that is buffered, or taken
     /// too little of the pending output. Zero if neither is there, or the server does not read.
     pub(crate) fn stalled_for(&self, now: Time) -> Duration {
-        let deadlines = &self.parts().deadlines;
-        let write = self.limits.write_pace().behind(deadlines.write(), now);
-        let read = self.limits.frame_pace().behind(deadlines.frame(), now);
-        write.max(read)
+        let (read, write) = (self.limits.frame_pace(), self.limits.write_pace());
+        self.parts().deadlines.stalled_for(read, write, now)
     }
 }

@@ -167,6 +167,7 @@ impl Machine {
         self.tls = Some(Box::new(session));
         self.status.life.enter(Phase::Handshaking);
         self.status.recv.clear_frames_buffered();
+        self.codec.restart();
         let until = now.after(self.limits.handshake_timeout);
         self.wake(pool).0.deadlines.begin_handshake(until);
     }
@@ -541,7 +542,7 @@ impl Machine {
         let delivery = self.parts().ending.delivery;
         let may_lose = delivery.may_lose(phase == Phase::Reset) && self.traffic.bytes_out > 0;
         let drops_output = self.unsent_app_bytes() > 0 || (kernel_drops && may_lose);
-        let lost = self.status.life.is_closing() && self.was_open() && drops_output;
+        let lost = self.status.is_ending() && self.was_open() && drops_output;
         self.enter_closing(phase, pool);
         self.drop_output(pool);
         if let Some(session) = &mut self.tls {
@@ -549,11 +550,7 @@ impl Machine {
         }
         let (active, _) = self.wake(pool);
         active.deadlines.stop();
-        if lost {
-            active.ending.set_loss(closed);
-        } else {
-            active.ending.set_reason(closed);
-        }
+        active.ending.lose(closed, lost);
     }
 
     fn enter_closing(&mut self, phase: Phase, pool: &mut Pool) {
@@ -591,10 +588,7 @@ impl Machine {
             && !send.has_sent_fin()
             && !self.write_closed()
             && self.queued() == 0
-            && self
-                .tls
-                .as_ref()
-                .is_none_or(|session| session.has_said_goodbye())
+            && (self.tls.as_deref()).is_none_or(Session::has_said_goodbye)
     }
 
     /// Handles our FIN; it could not be `sent` if the connection is gone already.

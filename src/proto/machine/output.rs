@@ -9,6 +9,7 @@ use super::Machine;
 use crate::catch::Panic;
 use crate::error::Error;
 use crate::proto::close::closed_by;
+use crate::proto::framing::{Codec, Framing};
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
 use crate::proto::rates::SharedMeters;
@@ -101,8 +102,8 @@ impl Machine {
     fn refuse_for_good(&mut self) -> SendError {
         if self.status.life.is_open() && self.status.send.has_failed() {
             // Whatever the handler makes of it: its output is lost.
-            let closed = Closed::new(CloseReason::Reset);
-            self.wake_unpooled().ending.set_reason(closed);
+            let (closed, ending) = (Closed::new(CloseReason::Reset), self.status.is_ending());
+            self.wake_unpooled().ending.lose(closed, ending);
         }
         SendError::Closed
     }
@@ -241,8 +242,9 @@ impl Machine {
         self.status.tls_ended = true;
         self.status.send.relieve();
         self.drop_output(pool);
-        if self.status.life.is_closing() {
+        if self.status.is_ending() {
             self.wake(pool).0.ending.set_loss(closed);
+            self.close(Closed::new(reason), now, pool);
         } else {
             self.close(closed, now, pool);
         }
@@ -371,11 +373,12 @@ impl Machine {
         if let Some(session) = &mut self.tls {
             session.silence(&mut pool.buffers);
         }
+        let ending = self.status.is_ending();
         let (active, buffers) = self.wake(pool);
         active.send_buf.clear(buffers);
         active.deadlines.clear_write();
         if loses_output {
-            active.ending.set_reason(closed_by(error));
+            active.ending.lose(closed_by(error), ending);
         }
     }
 
@@ -437,6 +440,30 @@ impl Machine {
         self.follow_watermarks(now);
         self.follow_timeouts(&before, now);
         Ok(())
+    }
+
+    /// Decodes the buffered bytes, and all that follow, by another rule.
+    pub(crate) fn set_framing(&mut self, framing: &Framing) {
+        let max = self.limits.max_frame.or(self.codec.chosen_max());
+        self.codec = Codec::new(framing, max);
+        self.decode_again();
+    }
+
+    /// Returns the framer, if it is of this type.
+    pub(crate) fn framer<F: 'static>(&mut self) -> Option<&mut F> {
+        self.codec.framer()
+    }
+
+    /// Decodes the buffered bytes again: they may be whole frames now.
+    ///
+    /// Before the connection is open they are the beginning of a PROXY header, and no frame.
+    fn decode_again(&mut self) {
+        if self.status.life.is_open() {
+            let Self { status, active, .. } = self;
+            if let Some(active) = active {
+                status.recv.decode_buffered(&active.recv_buf);
+            }
+        }
     }
 
     fn follow_rates(&mut self, before: &ConnConfig, now: Time) {

@@ -258,3 +258,356 @@ fn one_framer_for_each_connection() {
         assert_eq!(rig.events(), ["a", "bb", "ccc"].map(frame));
     }
 }
+
+/// SLIP (RFC 1055): frames end with 0xC0, escaped by 0xDB.
+struct Slip;
+
+impl Framer for Slip {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        Ok(match input.iter().position(|&byte| byte == 0xC0) {
+            Some(end) => Decoded::Packed {
+                payload: 0..end,
+                consumed: end + 1,
+            },
+            None => Decoded::More,
+        })
+    }
+
+    fn unpack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        let mut bytes = payload.iter();
+        while let Some(&byte) = bytes.next() {
+            out.put(&[match byte {
+                0xDB => match bytes.next() {
+                    Some(0xDC) => 0xC0,
+                    Some(0xDD) => 0xDB,
+                    _ => return Err(FrameError::new("a bad escape")),
+                },
+                byte => byte,
+            }]);
+        }
+        Ok(())
+    }
+
+    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        for &byte in payload {
+            match byte {
+                0xC0 => out.put(&[0xDB, 0xDC]),
+                0xDB => out.put(&[0xDB, 0xDD]),
+                byte => out.put(&[byte]),
+            }
+        }
+        out.put(&[0xC0]);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_transformed_frame_is_the_same_in_every_cut() {
+    let payloads = [&b"plain"[..], b"", &[0xC0, 1, 0xDB], &[0xDB; 20]];
+    let mut wire = Vec::new();
+    for payload in payloads {
+        Slip.encode(payload, &mut FrameBuf::new(&mut wire, usize::MAX))
+            .expect("it encodes");
+    }
+    for piece in 1..=wire.len() {
+        let mut rig = Rig::open_with(&Framing::custom(|| Slip), limits(), echo);
+        for bytes in wire.chunks(piece) {
+            rig.receive(bytes);
+        }
+        assert_eq!(rig.events(), payloads.map(frame), "in pieces of {piece}");
+        assert_eq!(rig.answers(), wire);
+        assert!(rig.is_open());
+        assert_eq!(rig.machine.memory(), 0, "no memory is kept");
+    }
+}
+
+#[test]
+fn an_error_of_the_transformation_is_one_of_the_framer() {
+    let mut rig = Rig::open_with(&Framing::custom(|| Slip), limits(), echo);
+    rig.receive(b"good\xC0\xDBx\xC0");
+    assert_eq!(rig.answers(), b"good\xC0");
+    rig.receive_fin();
+    let closed = rig.machine.take_closed();
+    assert_eq!(closed.reason, CloseReason::BadFrame);
+    assert_eq!(closed.error.expect("it").to_string(), "a bad escape");
+}
+
+/// A decompressor that makes much of little, and does not look whether there is room.
+struct Bomb(usize);
+
+impl Framer for Bomb {
+    fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
+        Ok(Decoded::Packed {
+            payload: 0..1,
+            consumed: 1,
+        })
+    }
+
+    fn unpack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        assert_eq!(out.room(), 1000);
+        for _ in 0..self.0 {
+            out.put(&payload.repeat(100));
+        }
+        // It is too large, whatever the framer says.
+        match self.0 {
+            ..=20 => Ok(()),
+            _ => Err(FrameError::new("no room")),
+        }
+    }
+
+    fn encode(&mut self, _: &[u8], _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_transformed_frame_is_bounded_by_the_maximum() {
+    for (times, good) in [
+        (0, true),
+        (10, true),
+        (11, false),
+        (20, false),
+        (100_000, false),
+    ] {
+        let small = ConnConfig {
+            max_frame: Some(1000),
+            ..limits()
+        };
+        let mut rig = Rig::open_with(&Framing::custom(move || Bomb(times)), small, silent);
+        rig.receive("x");
+        if good {
+            assert_eq!(rig.events(), [frame(vec![b'x'; times * 100])]);
+            assert!(rig.is_open());
+        } else {
+            assert_eq!(rig.events(), []);
+            assert_eq!(rig.finish(), CloseReason::FrameTooLarge);
+        }
+    }
+}
+
+/// After an error the framer is not asked again, whatever the handler does.
+#[test]
+fn a_framer_errs_once() {
+    struct Once(bool);
+    impl Framer for Once {
+        fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
+            assert!(!std::mem::replace(&mut self.0, true), "it is asked again");
+            Err(FrameError::new("once"))
+        }
+
+        fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+            out.put(payload);
+            Ok(())
+        }
+    }
+    let mut told = 0;
+    let mut rig = Rig::open_with(
+        &Framing::custom(|| Once(false)),
+        limits(),
+        move |turn, event| {
+            if let Seen::BadInput(reason) = event {
+                assert_eq!(*reason, CloseReason::BadFrame);
+                told += 1;
+                assert_eq!(told, 1);
+                turn.pause();
+                turn.resume();
+                turn.send(b"sorry")?;
+            }
+            Ok(())
+        },
+    );
+    rig.receive("abc");
+    rig.receive("more");
+    assert_eq!(rig.answers(), b"sorry");
+    assert_eq!(rig.events(), []);
+    assert_eq!(rig.finish(), CloseReason::BadFrame);
+}
+
+/// Last words go out in order, behind the answers before them, for every kind of bad input.
+#[test]
+fn last_words_come_before_the_close() {
+    let small = || ConnConfig {
+        max_frame: Some(4),
+        ..limits()
+    };
+    let field = Framing::LengthField {
+        offset: 1,
+        width: 1,
+        little_endian: false,
+        adjustment: -2,
+    };
+    use CloseReason::{BadFrame, FrameTooLarge};
+    let cases: [(Framing, &[u8], &[u8], CloseReason); 6] = [
+        (Framing::Line, b"ab\ntoo long", b"ab\nbye", FrameTooLarge),
+        (
+            Framing::Packet1,
+            b"\x02ab\x05",
+            b"\x02ab\x03bye",
+            FrameTooLarge,
+        ),
+        (Framing::Fixed(5), b"a", b"", FrameTooLarge),
+        (field.clone(), b"t\x04abt\x05", b"t\x04ab", FrameTooLarge),
+        (field, b"t\x04abt\x01", b"t\x04ab", BadFrame),
+        (scripted(brackets), b"<ab>no", b"<ab><bye>", BadFrame),
+    ];
+    for (framing, said, heard, reason) in cases {
+        let mut rig = Rig::open_with(&framing, small(), |turn, event| {
+            if let Seen::BadInput(_) = event {
+                // Not every framing can say it.
+                let _ = turn.send(b"bye");
+                return Ok(());
+            }
+            echo(turn, event)
+        });
+        rig.receive(said);
+        assert_eq!(rig.answers(), heard, "{framing:?}");
+        assert!(rig.fin, "{framing:?}");
+        rig.receive("ignored");
+        assert_eq!(rig.finish(), reason, "{framing:?}");
+    }
+}
+
+/// What the handler does in `on_bad_input` does not hide why the connection ends.
+#[test]
+fn the_reason_of_bad_input_stays() {
+    type Act = fn(&mut Turn<'_>) -> Outcome;
+    let acts: [Act; 6] = [
+        |_| Ok(()),
+        |turn| {
+            turn.close();
+            assert!(matches!(turn.send(b"late"), Err(SendError::Closed)));
+            Ok(())
+        },
+        |turn| {
+            turn.machine.close_after_input();
+            turn.set_timer(1, secs(1));
+            Ok(())
+        },
+        |_| Err(crate::reason::Close::because("another reason")),
+        |turn| {
+            turn.machine.set_framing(&Framing::Raw);
+            Ok(())
+        },
+        |_| Err(crate::reason::Close::abort()),
+    ];
+    for (number, act) in acts.into_iter().enumerate() {
+        let mut rig = Rig::open_with(&scripted(brackets), limits(), move |turn, event| {
+            if let Seen::BadInput(_) = event {
+                return act(turn);
+            }
+            echo(turn, event)
+        });
+        rig.receive("no");
+        assert_eq!(rig.events(), [], "case {number}");
+        rig.receive_fin();
+        let closed = rig.machine.take_closed();
+        assert_eq!(closed.reason, CloseReason::BadFrame, "case {number}");
+        let error = closed.error.expect("the framer's").to_string();
+        assert_eq!(error, "no bracket", "case {number}");
+        assert_eq!(rig.gone, Some(number == 5));
+    }
+}
+
+/// Without last words to lose, and with.
+#[test]
+fn a_reset_that_loses_last_words_is_the_reason() {
+    let mut rig = Rig::open_with(&scripted(brackets), limits(), |turn, event| {
+        if let Seen::BadInput(_) = event {
+            turn.send(b"bye")?;
+            return Err(crate::reason::Close::abort());
+        }
+        Ok(())
+    });
+    rig.receive("no");
+    assert_eq!(rig.gone, Some(true));
+    assert_eq!(rig.machine.take_closed().reason, CloseReason::Aborted);
+}
+
+/// A handler reads what its framer has parsed of the frame at hand.
+#[test]
+fn a_handler_is_lent_its_own_framer() {
+    #[derive(Default)]
+    struct Words(Vec<std::ops::Range<usize>>);
+    impl Framer for Words {
+        fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+            let Some(end) = input.iter().position(|&byte| byte == b'\n') else {
+                return Ok(Decoded::More);
+            };
+            self.0.clear();
+            let mut from = 0;
+            for (at, byte) in input[..=end].iter().enumerate() {
+                if matches!(byte, b' ' | b'\n') {
+                    self.0.push(from..at);
+                    from = at + 1;
+                }
+            }
+            Ok(Decoded::Frame {
+                payload: 0..end,
+                consumed: end + 1,
+            })
+        }
+
+        fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+            out.put(payload);
+            Ok(())
+        }
+    }
+    let mut rig = Rig::open_with(&Framing::custom(Words::default), limits(), |turn, event| {
+        if let Seen::Frame(line) = event {
+            assert!(turn.machine.framer::<Slip>().is_none(), "of another type");
+            let words = turn.machine.framer::<Words>().expect("its own");
+            let last = words.0.last().expect("a word").clone();
+            let last = line[last].to_vec();
+            turn.send(&last)?;
+        }
+        Ok(())
+    });
+    rig.receive("set key value\nget key\nha");
+    rig.receive("lf a line\n");
+    assert_eq!(rig.answers(), b"valuekeyline");
+    let mut plain = Rig::open(silent);
+    plain.act(|turn| assert!(turn.machine.framer::<Words>().is_none()));
+}
+
+/// The maximum in force stays; one that is only the form of the frames does not.
+#[test]
+fn set_framing_keeps_the_maximum() {
+    let mut machine = Rig::open_with(&Framing::Line, limits(), silent);
+    let field = Framing::LengthField {
+        offset: 0,
+        width: 4,
+        little_endian: true,
+        adjustment: 0,
+    };
+    let mut set = |framing: &Framing| {
+        machine.machine.set_framing(framing);
+        machine.machine.max_frame()
+    };
+    const LINE: usize = 64 * 1024;
+    for framing in [
+        Framing::Packet4,
+        Framing::Packet1,
+        field.clone(),
+        Framing::Line,
+    ] {
+        assert_eq!(set(&framing), LINE, "{framing:?}");
+    }
+    let changes = |limits: &mut ConnConfig| limits.max_frame = Some(77);
+    machine
+        .machine
+        .reconfigure(changes, Time::ZERO)
+        .expect("it is open");
+    assert_eq!(machine.machine.max_frame(), 77);
+    machine.machine.set_framing(&scripted(brackets));
+    assert_eq!(machine.machine.max_frame(), 77);
+    for form in [
+        Framing::Raw,
+        Framing::Packet1,
+        Framing::Packet2,
+        Framing::Fixed(3),
+    ] {
+        let mut other = Rig::open_with(&form, limits(), silent);
+        other.machine.set_framing(&field);
+        assert_eq!(other.machine.max_frame(), 8 * 1024 * 1024);
+    }
+}

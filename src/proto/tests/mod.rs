@@ -33,6 +33,7 @@ enum Seen {
     Opened,
     Secured,
     Frame(Vec<u8>),
+    BadInput(CloseReason),
     Finished,
     Writable,
     Timer(u8),
@@ -46,6 +47,8 @@ impl From<Event<'_>> for Seen {
             Event::Opened => Self::Opened,
             Event::Secured => Self::Secured,
             Event::Frame(frame) => Self::Frame(frame.to_vec()),
+            Event::Unpacked(frame) => Self::Frame(frame),
+            Event::BadInput(closed) => Self::BadInput(closed.reason),
             Event::Finished => Self::Finished,
             Event::Writable => Self::Writable,
             Event::Timer(key) => Self::Timer(key),
@@ -319,6 +322,13 @@ impl Rig {
             else {
                 return self.machine.end_input(staged, self.now, &mut self.pool);
             };
+            if let Event::BadInput(closed) = event {
+                // Not recorded: the end tells it.
+                let event = Seen::BadInput(closed.reason);
+                self.run(|script, turn| script(turn, &event));
+                self.machine.end_bad_input(closed, self.now, &mut self.pool);
+                continue;
+            }
             let event = Seen::from(event);
             if event == Seen::Header {
                 self.seen.push(event);

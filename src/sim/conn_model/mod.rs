@@ -158,7 +158,9 @@ impl ConnModel {
         let framing = match framing {
             _ if is_tls => None,
             Framing::Custom(_) => None,
-            framing => (0..6).find(|&number| same(framing, &Action::framing(number))),
+            framing => {
+                (0..Action::FRAMINGS).find(|&number| same(framing, &Action::framing(number)))
+            }
         };
         Self {
             conn: Connection {
@@ -408,5 +410,10 @@ impl fmt::Debug for ConnModel {
 }
 
 fn same(one: &Framing, other: &Framing) -> bool {
-    std::mem::discriminant(one) == std::mem::discriminant(other)
+    match (one, other) {
+        (Framing::LengthField { offset: one, .. }, Framing::LengthField { offset: other, .. }) => {
+            one == other
+        }
+        _ => std::mem::discriminant(one) == std::mem::discriminant(other),
+    }
 }

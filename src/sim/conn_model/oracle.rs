@@ -20,6 +20,8 @@ pub(super) struct Oracle {
     /// The number of the framing. `None` over TLS and with a custom framer: the wire is not known.
     pub(super) framing: Option<u8>,
     opened: bool,
+    /// No frame can be made of the input.
+    bad_input: bool,
     finished: bool,
     drained: bool,
     pub(super) paused: bool,
@@ -48,6 +50,17 @@ impl Oracle {
         let wrong = match callback {
             Callback::Opened => std::mem::replace(&mut self.opened, true).then_some("opened twice"),
             _ if !self.opened => Some("told something before it was opened"),
+            Callback::Frame(_) | Callback::BadInput(_) if self.bad_input => {
+                Some("input behind what is no frame")
+            }
+            Callback::BadInput(_) if self.paused || self.finished || self.congested => {
+                Some("input was refused that could not be delivered")
+            }
+            Callback::BadInput(CloseReason::FrameTooLarge | CloseReason::BadFrame) => {
+                self.bad_input = true;
+                None
+            }
+            Callback::BadInput(_) => Some("input was refused for no reason"),
             Callback::Frame(_) if self.paused => Some("a frame while it was paused"),
             Callback::Frame(_) if self.finished => Some("a frame after the end"),
             Callback::Frame(_) if self.congested => {
@@ -164,6 +177,10 @@ impl Oracle {
 
 /// A frame as the peer must see it.
 fn on_the_wire(framing: u8, payload: &[u8]) -> Vec<u8> {
+    if framing == 8 {
+        let length = (payload.len() as u64 - 1).to_le_bytes();
+        return [length.get(..3).unwrap_or_default(), payload].concat();
+    }
     let length = (payload.len() as u64).to_be_bytes();
     let width = match framing {
         1 => 1,

@@ -111,7 +111,9 @@ impl ConnModel {
         let (actions, frame) = match &callback {
             Callback::Frame(frame) if self.upgrades_at(frame) => (Vec::new(), &no_frame),
             Callback::Frame(frame) => (self.script.on_frame.clone(), frame),
-            Callback::Finished | Callback::Drain => (self.script.on_end.clone(), &no_frame),
+            Callback::Finished | Callback::Drain | Callback::BadInput(_) => {
+                (self.script.on_end.clone(), &no_frame)
+            }
             Callback::Timer(_) => (vec![Action::Resume], &no_frame),
             Callback::Opened | Callback::Secured | Callback::Writable => (Vec::new(), &no_frame),
         };
@@ -171,7 +173,7 @@ impl ConnModel {
             }
             Action::Framing(number) => {
                 machine.set_framing(&Action::framing(number));
-                self.oracle.framing = self.oracle.framing.map(|_| number % 6);
+                self.oracle.framing = self.oracle.framing.map(|_| number % Action::FRAMINGS);
             }
             Action::MaxFrame(bytes) => {
                 let max = Some(usize::from(bytes.max(1)));
@@ -306,7 +308,8 @@ impl Host for ConnModel {
             if rest.is_empty() {
                 break;
             }
-            let Some((frame, behind)) = self.conn.machine.next_frame(rest, &mut self.pool) else {
+            let machine = &mut self.conn.machine;
+            let Some((frame, behind)) = machine.next_frame(rest, &mut self.pool) else {
                 break;
             };
             bytes += rest.len() - behind.len();
@@ -323,9 +326,15 @@ impl Host for ConnModel {
         let callback = match event {
             // The service is asked, and admits.
             Event::Header => return self.conn.machine.handle_admitted(self.kernel.now),
+            Event::BadInput(closed) => {
+                self.call(Callback::BadInput(closed.reason));
+                let (now, machine) = (self.kernel.now, &mut self.conn.machine);
+                return machine.end_bad_input(closed, now, &mut self.pool);
+            }
             Event::Opened => Callback::Opened,
             Event::Secured => Callback::Secured,
             Event::Frame(frame) => Callback::Frame(frame.to_vec()),
+            Event::Unpacked(frame) => Callback::Frame(frame),
             Event::Finished => Callback::Finished,
             Event::Writable => Callback::Writable,
             Event::Timer(key) => Callback::Timer(key),

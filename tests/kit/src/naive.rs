@@ -1,5 +1,6 @@
 //! The simplest decoder that can be right: everything is there, and nothing is remembered.
 
+use portcullis::sim::Action;
 use portcullis::CloseReason;
 
 /// What is at the front of the input.
@@ -10,16 +11,27 @@ pub enum Front<'a> {
     /// Not a whole frame.
     Rest,
     TooLarge,
+    /// A length that no frame can have.
+    Bad,
 }
 
 /// What the framing with this number (see `Action::framing`) finds at the front of `bytes`.
 pub fn front(framing: u8, max: usize, bytes: &[u8]) -> Front<'_> {
-    let width = match framing % 6 {
+    let width = match framing % Action::FRAMINGS {
         0 if bytes.is_empty() => return Front::Rest,
         0 => return Front::Frame(bytes, bytes.len()),
         1 => 1,
         2 => 2,
         3 => 4,
+        6 if bytes.is_empty() => return Front::Rest,
+        6 if max < 2 => return Front::TooLarge,
+        6 => {
+            return bytes
+                .get(..2)
+                .map_or(Front::Rest, |frame| Front::Frame(frame, 2))
+        }
+        7 => return with_length_behind_a_byte(max, bytes),
+        8 => return with_little_length(max, bytes),
         number => {
             let delimiter = if number == 4 { b'\n' } else { 0 };
             return match bytes.iter().position(|&byte| byte == delimiter) {
@@ -44,6 +56,33 @@ pub fn front(framing: u8, max: usize, bytes: &[u8]) -> Front<'_> {
     }
 }
 
+/// A byte, then a length of two bytes that counts itself and what follows.
+fn with_length_behind_a_byte(max: usize, bytes: &[u8]) -> Front<'_> {
+    let &[_, high, low, ..] = bytes else {
+        return Front::Rest;
+    };
+    let length = 1 + usize::from(high) * 256 + usize::from(low);
+    match bytes.get(..length) {
+        _ if length < 3 => Front::Bad,
+        _ if length > max => Front::TooLarge,
+        Some(frame) => Front::Frame(frame, length),
+        None => Front::Rest,
+    }
+}
+
+/// A length of three bytes, the least first, that counts all but itself and one byte.
+fn with_little_length(max: usize, bytes: &[u8]) -> Front<'_> {
+    let &[low, middle, high, ref behind @ ..] = bytes else {
+        return Front::Rest;
+    };
+    let length = 1 + usize::from(high) * 65_536 + usize::from(middle) * 256 + usize::from(low);
+    match behind.get(..length) {
+        _ if length > max => Front::TooLarge,
+        Some(frame) => Front::Frame(frame, 3 + length),
+        None => Front::Rest,
+    }
+}
+
 /// A whole stream with its end: the frames, and how a connection that says this ends.
 pub fn whole(framing: u8, max: usize, mut bytes: &[u8]) -> (Vec<Vec<u8>>, CloseReason) {
     let mut frames = Vec::new();
@@ -56,6 +95,7 @@ pub fn whole(framing: u8, max: usize, mut bytes: &[u8]) -> (Vec<Vec<u8>>, CloseR
             Front::Rest if bytes.is_empty() => return (frames, CloseReason::Finished),
             Front::Rest => return (frames, CloseReason::Truncated),
             Front::TooLarge => return (frames, CloseReason::FrameTooLarge),
+            Front::Bad => return (frames, CloseReason::BadFrame),
         }
     }
 }
@@ -66,7 +106,7 @@ pub fn whole(framing: u8, max: usize, mut bytes: &[u8]) -> (Vec<Vec<u8>>, CloseR
 ///
 /// What is there instead.
 pub fn taken_by(frame: &[u8], framing: u8, max: usize, bytes: &[u8]) -> Result<usize, String> {
-    if framing % 6 == 0 && !frame.is_empty() && bytes.starts_with(frame) {
+    if framing % Action::FRAMINGS == 0 && !frame.is_empty() && bytes.starts_with(frame) {
         return Ok(frame.len());
     }
     match front(framing, max, bytes) {

@@ -18,6 +18,7 @@ pub enum Call<'a> {
     Open,
     Secured,
     Frame(&'a [u8]),
+    BadInput(&'a Closed),
     Finish,
     Writable,
     Timer(u8),
@@ -33,6 +34,7 @@ impl Call<'_> {
             Self::Open => "open",
             Self::Secured => "secured",
             Self::Frame(_) => "frame",
+            Self::BadInput(_) => "bad input",
             Self::Finish => "finish",
             Self::Writable => "writable",
             Self::Timer(_) => "timer",
@@ -152,6 +154,10 @@ impl<A, P: Play<A>> Handler<A> for ScriptedHandler<P> {
         self.call(cx, Call::Frame(frame))
     }
 
+    fn on_bad_input(&mut self, cx: &mut Context<'_, A>, closed: &Closed) -> Outcome {
+        self.call(cx, Call::BadInput(closed))
+    }
+
     fn on_finish(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         self.call(cx, Call::Finish)
     }
@@ -198,6 +204,7 @@ pub enum Entry {
     Open,
     Secured,
     Frame,
+    BadInput(CloseReason),
     Finish,
     Writable,
     Timer(u8),
@@ -214,6 +221,7 @@ impl Call<'_> {
             Self::Open => Entry::Open,
             Self::Secured => Entry::Secured,
             Self::Frame(_) => Entry::Frame,
+            Self::BadInput(closed) => Entry::BadInput(closed.reason),
             Self::Finish => Entry::Finish,
             Self::Writable => Entry::Writable,
             Self::Timer(key) => Entry::Timer(*key),

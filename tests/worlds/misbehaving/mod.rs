@@ -3,6 +3,7 @@
 mod destructors;
 mod endless;
 mod ends;
+mod framers;
 mod framing;
 mod harness;
 mod neighbours;

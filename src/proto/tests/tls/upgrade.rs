@@ -475,3 +475,35 @@ fn no_buffer_is_left() {
     assert_eq!(talk.rig.machine.buffered(), 0);
     assert!(!talk.rig.machine.has_stash());
 }
+
+/// A ClientHello that comes before the handler upgrades is searched for the end of a line. The
+/// lines behind the handshake are searched from their beginning all the same.
+#[test]
+fn the_framing_begins_anew_behind_the_handshake() {
+    let identity = Identity::new();
+    let config = TlsConfig::from(identity.server());
+    for version in VERSIONS {
+        let mut talk = Talk::plain_with(identity.client(version), no_limits(), Box::new(echo));
+        talk.rig.machine.set_framing(&Framing::Delimited(0xFE));
+        let hello = loop {
+            // By chance it contains the delimiter.
+            let hello = talk.client_bytes();
+            if !hello.contains(&0xFE) {
+                break hello;
+            }
+            talk = Talk::plain_with(identity.client(version), no_limits(), Box::new(echo));
+            talk.rig.machine.set_framing(&Framing::Delimited(0xFE));
+        };
+        talk.rig.receive(hello);
+        assert_eq!(talk.rig.events(), []);
+        talk.rig
+            .act(|turn| start_tls(turn, &config).expect("it is open"));
+        let answer = talk.rig.answers();
+        talk.hear(&answer);
+        talk.exchange();
+        assert_eq!(talk.rig.events(), [Seen::Secured]);
+        talk.say(b"short\xFE");
+        talk.exchange();
+        assert_eq!(talk.rig.events(), [frame(b"short\xFE")]);
+    }
+}

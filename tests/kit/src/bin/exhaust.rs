@@ -108,7 +108,7 @@ fn states(settings: impl IntoIterator<Item = closure::Setting>) -> Result<(), St
 }
 
 fn all_strings(length: usize) -> Result<(), String> {
-    for framing in 0..6 {
+    for framing in 0..portcullis::sim::Action::FRAMINGS {
         let start = Instant::now();
         let played = strings::play(framing, length)?;
         say(&format!(

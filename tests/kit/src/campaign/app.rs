@@ -153,6 +153,8 @@ pub struct Talk {
     pub murky: bool,
     pub opened: bool,
     pub closed: Option<CloseReason>,
+    /// Its handler was told that no frame can be made of the input.
+    pub bad_input: Option<CloseReason>,
     /// The service has told it to go away.
     pub refused: bool,
     /// It was gone before it was open.
@@ -182,6 +184,7 @@ impl Talk {
             murky: false,
             opened: false,
             closed: None,
+            bad_input: None,
             refused: false,
             failed_accept: None,
         }
@@ -300,6 +303,18 @@ impl Talk {
                 "it ended as {reason}, with {unheard} bytes unheard"
             ));
         }
+        let is_bad = matches!(reason, CloseReason::FrameTooLarge | CloseReason::BadFrame);
+        if is_bad && self.bad_input != Some(reason) {
+            return Err(format!(
+                "it ended as {reason}, and its handler had no last word"
+            ));
+        }
+        if self
+            .bad_input
+            .is_some_and(|bad| is_orderly(reason) && bad != reason)
+        {
+            return Err(format!("it ended as {reason}, after {:?}", self.bad_input));
+        }
         // In the handshake of an upgrade it is evicted like any other in a handshake.
         let spoke = self.heard > self.opening.bytes.len() && self.upgraded_at.is_none();
         if reason == CloseReason::Evicted && spoke {
@@ -316,18 +331,18 @@ impl Talk {
 
     /// The server delivers a frame: it must be what a naive reader finds next.
     pub fn hear(&mut self, frame: &[u8]) -> Result<(), String> {
+        if let Some(reason) = self.bad_input {
+            return Err(format!("the frame {frame:?} was delivered after {reason}"));
+        }
         let rest = &self.said[self.heard..];
         let is_first = self.frames == 0 && !self.tls;
-        if is_first
-            && rest.starts_with(&SimClient::hello())
-            && !matches!(self.wire, Wire::Raw | Wire::Five)
-        {
+        if is_first && rest.starts_with(&SimClient::hello()) && !self.wire.takes_any_bytes() {
             return Err(format!(
                 "the frame {frame:?} of a ClientHello was delivered"
             ));
         }
         match self.wire.cut(rest, self.max, frame.len()) {
-            Some((payload, taken)) if rest[payload.clone()] == *frame => {
+            Some((payload, taken)) if self.wire.unpack(&rest[payload.clone()]) == frame => {
                 self.heard += taken;
                 self.frames += 1;
                 Ok(())

@@ -348,6 +348,8 @@ impl Play<App> for Subject {
         match call {
             Call::Open => self.open(cx)?,
             Call::Frame(frame) => self.answer(cx, frame)?,
+            // It may be full, which is a result.
+            Call::BadInput(_) => drop(cx.app.send(&mut cx.conn, b"bad")),
             Call::Secured => cx.app.send(&mut cx.conn, b"secured")?,
             Call::Finish => match self.door.handler_kind {
                 HandlerKind::Stubborn => {}
@@ -387,6 +389,15 @@ impl Subject {
                     cx.app.blame(fault);
                 }
                 self.frames += 1;
+            }
+            Call::BadInput(closed) => {
+                let talk = cx.app.talk(peer);
+                if talk.bad_input.replace(closed.reason).is_some() {
+                    cx.app.blame("told twice that its input is bad");
+                }
+                if (closed.reason == CloseReason::BadFrame) != closed.error.is_some() {
+                    cx.app.blame("bad input without a cause");
+                }
             }
             Call::Secured if cx.conn.state() != State::Open => cx.app.blame("secured and not open"),
             Call::Message(_) => cx.app.commands.messages += 1,

@@ -14,19 +14,31 @@ pub enum Wire {
     Line,
     /// Ended by the letter `e`, which occurs in texts too.
     Letter,
+    /// Two bytes each.
+    Pairs,
+    /// A length of three bytes, the least first, and another byte that it does not count.
+    Little,
+    /// A byte, and a length of two bytes that counts all of the frame. It is a part of the payload.
+    Whole,
     /// A framer of our own.
     Five,
+    /// A framer of our own that transforms: a length, and the letters that it is added to.
+    Shifted,
 }
 
 impl Wire {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::Raw,
         Self::Packet1,
         Self::Packet2,
         Self::Packet4,
         Self::Line,
         Self::Letter,
+        Self::Pairs,
+        Self::Little,
+        Self::Whole,
         Self::Five,
+        Self::Shifted,
     ];
 
     pub fn framing(self) -> Framing {
@@ -37,7 +49,21 @@ impl Wire {
             Self::Packet4 => Framing::Packet4,
             Self::Line => Framing::Line,
             Self::Letter => Framing::Delimited(b'e'),
+            Self::Pairs => Framing::Fixed(2),
+            Self::Little => Framing::LengthField {
+                offset: 0,
+                width: 3,
+                little_endian: true,
+                adjustment: 1,
+            },
+            Self::Whole => Framing::LengthField {
+                offset: 1,
+                width: 2,
+                little_endian: false,
+                adjustment: -3,
+            },
             Self::Five => Framing::custom(|| Five),
+            Self::Shifted => Framing::custom(|| Shifted),
         }
     }
 
@@ -48,7 +74,14 @@ impl Wire {
             Self::Packet1 => &length[3..],
             Self::Packet2 => &length[2..],
             Self::Packet4 => &length,
-            Self::Raw | Self::Line | Self::Letter | Self::Five => &[],
+            Self::Little => {
+                let [_, a, b, c] = (payload.len() as u32).wrapping_sub(1).to_be_bytes();
+                return [&[c, b, a], payload].concat();
+            }
+            Self::Shifted => {
+                return [&[payload.len() as u8], &*shifted(payload, payload.len())].concat()
+            }
+            Self::Raw | Self::Line | Self::Letter | Self::Five | Self::Pairs | Self::Whole => &[],
         };
         [header, payload].concat()
     }
@@ -59,6 +92,12 @@ impl Wire {
             Self::Line => [payload, b"\n"].concat(),
             Self::Letter => [payload, b"e"].concat(),
             Self::Five => b"fiver".to_vec(),
+            Self::Pairs => b"ab".to_vec(),
+            Self::Whole => {
+                let length = (payload.len() as u16 + 3).to_be_bytes();
+                [b"w", &length[..], payload].concat()
+            }
+            Self::Little if payload.is_empty() => self.encode(b"x"),
             packets => packets.encode(payload),
         }
     }
@@ -85,8 +124,37 @@ impl Wire {
             Self::Packet4 => packet(4),
             Self::Line => delimited(b'\n'),
             Self::Letter => delimited(b'e'),
+            Self::Pairs => (max >= 2 && input.len() >= 2).then_some((0..2, 2)),
+            Self::Little => {
+                let &[a, b, c, ..] = input else { return None };
+                let length = u32::from_be_bytes([0, c, b, a]) as usize + 1;
+                let end = 3 + length;
+                (length <= max && end <= input.len()).then_some((3..end, end))
+            }
+            Self::Whole => {
+                let &[_, a, b, ..] = input else { return None };
+                let end = usize::from(u16::from_be_bytes([a, b]));
+                (end >= 3 && end <= max && end <= input.len()).then_some((0..end, end))
+            }
             Self::Five => (input.len() >= 5 && input[0] != b'!').then_some((1..3, 5)),
+            Self::Shifted => packet(1),
         }
+    }
+
+    /// What the handler gets of this payload.
+    pub fn unpack(self, payload: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Shifted => shifted(payload, 256 - payload.len() % 256),
+            _ => payload.to_vec(),
+        }
+    }
+
+    /// Every byte may begin a connection.
+    pub fn takes_any_bytes(self) -> bool {
+        !matches!(
+            self,
+            Self::Packet1 | Self::Packet2 | Self::Packet4 | Self::Line | Self::Letter
+        )
     }
 }
 
@@ -113,6 +181,43 @@ impl Framer for Five {
             return Err(FrameError::new("empty"));
         }
         out.put(payload);
+        Ok(())
+    }
+}
+
+/// A length of one byte, which is added to each letter.
+struct Shifted;
+
+fn shifted(letters: &[u8], by: usize) -> Vec<u8> {
+    letters
+        .iter()
+        .map(|letter| letter.wrapping_add(by as u8))
+        .collect()
+}
+
+impl Framer for Shifted {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        let end = 1 + usize::from(input[0]);
+        Ok(match input.len() {
+            got if got < end => Decoded::Need(end),
+            _ => Decoded::Packed {
+                payload: 1..end,
+                consumed: end,
+            },
+        })
+    }
+
+    fn unpack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        for letter in payload {
+            out.put(&[letter.wrapping_sub(payload.len() as u8)]);
+        }
+        Ok(())
+    }
+
+    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        let length = u8::try_from(payload.len()).map_err(FrameError::new)?;
+        out.put(&[length]);
+        out.put(&shifted(payload, payload.len()));
         Ok(())
     }
 }
