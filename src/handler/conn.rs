@@ -215,7 +215,10 @@ impl<'a, A> Conn<'a, A> {
     /// [`ConnConfig::max_frame`](crate::ConnConfig::max_frame) stays; where it is `None`, the new
     /// framing's own maximum applies.
     pub fn set_framing(&mut self, framing: &Framing) {
-        self.change(|machine, _, _| machine.set_framing(framing));
+        let mut before = None;
+        self.change(|machine, _, _| before = Some(machine.set_framing(framing)));
+        // The last step: the destructor of a framer is foreign code.
+        drop(before);
     }
 
     /// Changes the options of this connection alone, while it is open. Examples: the keepalive time

@@ -454,9 +454,12 @@ impl Machine {
     }
 
     /// Decodes the buffered bytes, and all that follow, by another rule.
-    pub(crate) fn set_framing(&mut self, framing: &Framing) {
-        self.codec = Codec::new(framing, self.limits.max_frame);
+    /// Returns the rule before, which may be a framer of the user's.
+    pub(crate) fn set_framing(&mut self, framing: &Framing) -> impl Sized {
+        let codec = Codec::new(framing, self.limits.max_frame);
+        let before = std::mem::replace(&mut self.codec, codec);
         self.decode_again();
+        before
     }
 
     /// Decodes the buffered bytes again: they may be whole frames now.

@@ -220,8 +220,10 @@ fn both_the_handler_and_the_watermark_must_agree() {
 fn set_framing_recuts_later_input() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, event| {
         match event {
-            Seen::Frame(line) if line == b"packet\n" => turn.machine.set_framing(&Framing::Packet2),
-            Seen::Frame(line) if line == b"line" => turn.machine.set_framing(&Framing::Line),
+            Seen::Frame(line) if line == b"packet\n" => {
+                drop(turn.machine.set_framing(&Framing::Packet2))
+            }
+            Seen::Frame(line) if line == b"line" => drop(turn.machine.set_framing(&Framing::Line)),
             _ => {}
         }
         Ok(())
@@ -250,7 +252,7 @@ fn set_framing_recuts_buffered_input() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), silent);
     rig.receive(packet2("held"));
     assert_eq!(rig.events(), []);
-    rig.act(|turn| turn.machine.set_framing(&Framing::Packet2));
+    rig.act(|turn| drop(turn.machine.set_framing(&Framing::Packet2)));
     assert_eq!(rig.events(), [frame("held")]);
     // And from a timer, which precedes the frames.
     let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, event| {
@@ -270,11 +272,11 @@ fn set_framing_while_paused() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), one_at_a_time);
     rig.receive([b"first\n".to_vec(), packet2("sec\nond"), b"tail".to_vec()].concat());
     assert_eq!(rig.events(), [frame("first\n")]);
-    rig.act(|turn| turn.machine.set_framing(&Framing::Packet2));
+    rig.act(|turn| drop(turn.machine.set_framing(&Framing::Packet2)));
     assert_eq!(rig.events(), [], "paused is paused");
     rig.resume();
     assert_eq!(rig.events(), [frame("sec\nond")]);
-    rig.act(|turn| turn.machine.set_framing(&Framing::Raw));
+    rig.act(|turn| drop(turn.machine.set_framing(&Framing::Raw)));
     rig.resume();
     assert_eq!(rig.events(), [frame("tail")]);
 }
@@ -325,7 +327,7 @@ fn set_framing_limits_buffered_input() {
     };
     let mut rig = Rig::open_with(&Framing::Packet2, small, silent);
     rig.receive([0]);
-    rig.act(|turn| turn.machine.set_framing(&Framing::Line));
+    rig.act(|turn| drop(turn.machine.set_framing(&Framing::Line)));
     assert!(rig.is_open());
     rig.receive("abcd");
     assert_eq!(
