@@ -39,8 +39,10 @@ pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
 /// before them if these exceed a budget or take longer than 50 ms. Frames before a stop or drain
 /// are sent first all the same.
 ///
-/// A queued frame, message, kill or job that fails, or that a server leaves behind at its end, is
-/// counted in [`Stats::undeliverable`](crate::Stats::undeliverable).
+/// A queued frame, message or kill that fails is counted in
+/// [`Stats::undeliverable`](crate::Stats::undeliverable), as is each of them, or a job, that a
+/// server leaves behind at its end. A job that panics is counted in
+/// [`Stats::panics`](crate::Stats::panics).
 ///
 /// [`Server::handle`](crate::Server::handle) returns a handle before the server runs. Handlers that
 /// pass it to workers keep it in the application's state.
