@@ -579,10 +579,10 @@ impl<O: Os> Core<O> {
     #[inline]
     fn reconcile_with(&mut self, capacity: &Capacity) {
         let (admission, config) = (&self.admission, &self.config);
-        self.listeners
-            .update_own(&mut self.conns, |conns, listener| {
-                admission.evicts_own_at(conns, listener, config)
-            });
+        let crowded = capacity.crowded_until.is_some();
+        let rule = (crowded, config.pending_limits.grace);
+        let at = |conns: &_, listener: &_| admission.evicts_own_at(conns, listener, config);
+        self.listeners.update_own(&mut self.conns, rule, at);
         if self.listeners.is_settled(capacity.now, || *capacity) {
             return;
         }

@@ -1,0 +1,105 @@
+//! The listeners that have all of their own connections, and when each can evict one of them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Listeners;
+use crate::id::ListenerId;
+use crate::proto::Time;
+use crate::reactor::connections::Connections;
+use crate::reactor::listener::Listener;
+
+/// Listeners that have reached their own caps.
+#[derive(Default)]
+pub(super) struct OwnCaps {
+    reached: BTreeSet<ListenerId>,
+    /// Those that have changed, or whose connections have, since the last update.
+    changed: BTreeSet<ListenerId>,
+    /// The rule of the last update.
+    rule: (bool, Duration),
+}
+
+impl OwnCaps {
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.reached.is_empty()
+    }
+
+    pub(super) fn insert(&mut self, id: ListenerId) {
+        self.reached.insert(id);
+        self.changed.insert(id);
+    }
+
+    pub(super) fn remove(&mut self, id: ListenerId) {
+        self.reached.remove(&id);
+        self.changed.remove(&id);
+    }
+
+    /// The listener, or one of its connections, has changed.
+    #[inline]
+    pub(super) fn note(&mut self, id: ListenerId) {
+        if !self.reached.is_empty() && self.reached.contains(&id) {
+            self.changed.insert(id);
+        }
+    }
+
+    /// Takes the listeners to be updated: all, if the rule is another one.
+    fn take_changed(&mut self, rule: (bool, Duration)) -> BTreeSet<ListenerId> {
+        if std::mem::replace(&mut self.rule, rule) != rule {
+            self.changed.clone_from(&self.reached);
+        }
+        std::mem::take(&mut self.changed)
+    }
+}
+
+impl<L> Listeners<L> {
+    /// A connection of this listener has had a turn: it may be a candidate for eviction no more.
+    #[inline]
+    pub(in crate::reactor) fn note_turn(&mut self, id: ListenerId) {
+        self.own_caps.note(id);
+    }
+
+    /// Updates when each listener at its own limit can evict a connection. Others are not visited,
+    /// nor those that have not changed under the same `rule`: whether too many connections are
+    /// pending, and the grace of each.
+    #[inline]
+    pub(in crate::reactor) fn update_own<S>(
+        &mut self,
+        conns: &mut Connections<S>,
+        rule: (bool, Duration),
+        evicts_at: impl Fn(&Connections<S>, &Listener<L>) -> Time,
+    ) {
+        if self.own_caps.is_empty() {
+            return;
+        }
+        for id in self.own_caps.take_changed(rule) {
+            self.visits.note(1);
+            if !self.update_one(id, conns, &evicts_at) {
+                self.own_caps.remove(id);
+            }
+        }
+    }
+
+    /// False if the listener is not at its own limit any more.
+    fn update_one<S>(
+        &mut self,
+        id: ListenerId,
+        conns: &mut Connections<S>,
+        evicts_at: impl Fn(&Connections<S>, &Listener<L>) -> Time,
+    ) -> bool {
+        let Some(at) = self.position(id) else {
+            return false;
+        };
+        let Some(listener) = self.all.get_mut(at) else {
+            return false;
+        };
+        listener.trim(conns);
+        let until = evicts_at(conns, listener);
+        let changed = std::mem::replace(&mut listener.evicts_own_at, until) != until;
+        let stays = listener.is_open() && listener.reached_cap().is_some();
+        if changed {
+            self.change(at);
+        }
+        stays
+    }
+}
