@@ -568,9 +568,11 @@ impl<A, O: Os> Reactor<A, O> {
                 core.admission
                     .end_skip(&mut core.conns, &mut core.listeners, id);
             }
-            let core = &mut self.inner.core;
-            if let Some(listener) = core.conns.get(id).and_then(|conn| conn.listener) {
-                core.listeners.note_turn(listener);
+            let Core {
+                listeners, conns, ..
+            } = &mut self.inner.core;
+            if listeners.has_own_caps() {
+                listeners.note_turn(conns.get(id).and_then(|conn| conn.listener));
             }
         }
     }

@@ -53,10 +53,18 @@ impl OwnCaps {
 }
 
 impl<L> Listeners<L> {
-    /// A connection of this listener has had a turn: it may be a candidate for eviction no more.
+    /// A listener has reached its own cap.
     #[inline]
-    pub(in crate::reactor) fn note_turn(&mut self, id: ListenerId) {
-        self.own_caps.note(id);
+    pub(in crate::reactor) fn has_own_caps(&self) -> bool {
+        !self.own_caps.is_empty()
+    }
+
+    /// A connection of this listener has had a turn: it may be a candidate for eviction no more.
+    #[cold]
+    pub(in crate::reactor) fn note_turn(&mut self, listener: Option<ListenerId>) {
+        if let Some(id) = listener {
+            self.own_caps.note(id);
+        }
     }
 
     /// Updates when each listener at its own limit can evict a connection. Others are not visited,
