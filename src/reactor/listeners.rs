@@ -1,13 +1,12 @@
 //! All listeners of one server: opened, found, registered and closed.
 
 mod checks;
-mod own_caps;
-
-use own_caps::OwnCaps;
+mod update_own;
 
 use super::capacity::Capacity;
 use super::listener::Listener;
 use super::os::{Os, Token};
+use super::own_caps::OwnCaps;
 use super::timers::Timers;
 use super::visits::{Noted, Sums, VisitCount, Visited};
 use crate::addr::Addr;

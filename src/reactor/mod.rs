@@ -50,6 +50,7 @@ mod operate;
 pub(crate) mod os;
 pub(crate) mod os_mio;
 mod outbound;
+mod own_caps;
 mod panic_guard;
 mod pending;
 mod refuse;
