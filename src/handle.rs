@@ -15,6 +15,7 @@ use crate::control::Control;
 use crate::id::{ConnId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
+use crate::proto::{kept, Payload};
 use crate::stats::Stats;
 pub use error::HandleError;
 pub(crate) use liveness::Liveness;
@@ -116,7 +117,8 @@ impl<A> Handle<A> {
 
     // One connection.
 
-    /// Queues one frame for a connection. The loop frames it. Before the connection is open the
+    /// Queues one frame for a connection. A payload that is borrowed or in parts is copied; one
+    /// that was given away or is shared is not. The loop frames it. Before the connection is open the
     /// frame waits until it is, and the defaults of
     /// [`Handler::on_finish`](crate::Handler::on_finish) and
     /// [`Handler::on_drain`](crate::Handler::on_drain) wait for the frame. While the connection
@@ -131,8 +133,9 @@ impl<A> Handle<A> {
     ///
     /// [`HandleError::NoConnection`] if the connection has gone or left the loop, or is another
     /// server's; [`HandleError::QueueFull`], [`HandleError::ServerGone`].
-    pub fn send(&self, id: ConnId, frame: impl Into<Vec<u8>>) -> Result<(), HandleError> {
-        self.live(id)?.push(Command::Send(id, frame.into()))
+    pub fn send(&self, id: ConnId, frame: impl Payload) -> Result<(), HandleError> {
+        let server = self.live(id)?;
+        server.push(Command::Send(id, frame.lend(kept)))
     }
 
     /// Gives a connection's handler a message: [`Handler::on_message`](crate::Handler::on_message).

@@ -12,8 +12,8 @@ use crate::addr::{Addr, Credentials};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::ProxyHeader;
 use crate::reason::{Closed, Outcome};
-pub(crate) use conn::ConnOps;
 pub use conn::{Conn, ConnInfo, Context};
+pub(crate) use conn::{ConnOps, WriteFrame};
 pub(crate) use outgoing::connect;
 
 /// A message of [`Handle::notify`](crate::Handle::notify) to a connection's handler: see

@@ -168,8 +168,8 @@ pub use id::{AlarmId, ConnId, ListenerId, ListenerRef};
 pub use listener_info::{ListenerInfo, ListenerState};
 pub use metrics::Metrics;
 pub use proto::{
-    Decoded, FrameBuf, FrameError, Framer, Framing, ProxyError, ProxyHeader, ProxySsl, ProxyTlvs,
-    Rate, SendError, State, Traffic,
+    Decoded, FrameBuf, FrameError, Framer, Framing, Payload, ProxyError, ProxyHeader, ProxySsl,
+    ProxyTlvs, Rate, SendError, State, Traffic,
 };
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::Write;
 use std::ops::Range;
 
-use portcullis::{Decoded, FrameBuf, FrameError, Framer};
+use portcullis::{Decoded, FrameError, Framer};
 
 /// Maximum length of an inline command, as in Redis.
 pub const MAX_INLINE: usize = 64 * 1024;
@@ -82,12 +82,6 @@ impl Framer for Commands {
             *self = Self::new(self.limit);
         }
         Ok(decoded)
-    }
-
-    /// Replies are complete as they are: see [`Reply`].
-    fn encode(&mut self, reply: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(reply);
-        Ok(())
     }
 }
 

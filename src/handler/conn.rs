@@ -13,7 +13,8 @@ use crate::detached::Detached;
 use crate::error::{Error, Result as ServerResult};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{
-    ConnConfig, Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic,
+    Chunk, ConnConfig, FrameBuf, FrameError, Framing, Machine, Payload, Pool, ProxyHeader,
+    SendError, State, Time, TimeLeft, Traffic,
 };
 use crate::reason::{Close, Closed};
 
@@ -44,11 +45,16 @@ impl<A> fmt::Debug for Context<'_, A> {
     }
 }
 
+/// Appends the payload of a frame.
+pub(crate) type WriteFrame<'a> = dyn FnMut(&mut FrameBuf<'_>) -> Result<(), FrameError> + 'a;
+
 /// The server's side of a [`Conn`]. Effects on sockets wait for the end of the connection's turn,
 /// so that no callback is entered from inside another.
 pub(crate) trait ConnOps<A> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)>;
     fn send(&mut self, id: ConnId, frame: &[u8]) -> Result<(), Box<SendError>>;
+    fn send_chunks(&mut self, id: ConnId, payload: &mut [Chunk<'_>]) -> Result<(), Box<SendError>>;
+    fn send_with(&mut self, id: ConnId, write: &mut WriteFrame<'_>) -> Result<(), SendError>;
     fn machine_ref(&self, id: ConnId) -> Option<&Machine>;
     /// Schedules a turn of the connection after an operation on it.
     fn touch(&mut self, id: ConnId);
@@ -91,8 +97,9 @@ impl<'a, A> Conn<'a, A> {
     /// server has written 64 MiB in an iteration, frames are only queued, so that every callback
     /// ends.
     ///
-    /// `frame` is any kind of bytes: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no
-    /// delimiter: send it with the line.
+    /// `frame` is any kind of bytes ([`Payload`]): borrowed like `&[u8]` and `"text"`, given away
+    /// like a `Vec<u8>`, shared like an `Arc<[u8]>`, or a tuple of parts of one frame. Line framing
+    /// adds no delimiter: send it with the line.
     ///
     /// At the high watermark, reading from this connection stops until the peer has taken enough. A
     /// handler that only answers needs nothing else, unless its clients write all their requests
@@ -102,10 +109,50 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// [`SendError`]: the connection is closing or not open, its peer is too slow (the output
     /// limit), or the framing refuses the frame. No part of the frame was queued.
-    pub fn send(&mut self, frame: impl AsRef<[u8]>) -> Result<(), SendError> {
-        self.ops
-            .send(self.id, frame.as_ref())
-            .map_err(|error| *error)
+    #[inline]
+    pub fn send(&mut self, frame: impl Payload) -> Result<(), SendError> {
+        let sent = match frame.borrowed() {
+            Some(frame) => self.ops.send(self.id, frame),
+            None => frame.lend(|chunks| self.ops.send_chunks(self.id, chunks)),
+        };
+        sent.map_err(|error| *error)
+    }
+
+    pub(crate) fn send_chunk(&mut self, frame: Chunk<'_>) -> Result<(), SendError> {
+        let sent = self.ops.send_chunks(self.id, &mut [frame]);
+        sent.map_err(|error| *error)
+    }
+
+    /// Queues one frame whose payload `write` appends, in place: without a buffer of its own.
+    ///
+    /// The frame is written as by [`Conn::send`], but from the queue. After an error or a panic in
+    /// `write`, and if the frame is refused, no part of it was queued.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use portcullis::{Context, FrameError, Outcome};
+    ///
+    /// fn answer(cx: &mut Context<'_>, names: &[String]) -> Outcome {
+    ///     cx.conn.send_with(|out| {
+    ///         for name in names {
+    ///             writeln!(out, "{name}").map_err(FrameError::new)?;
+    ///         }
+    ///         Ok(())
+    ///     })?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`Conn::send`], and [`SendError::Refused`] with the error of `write`.
+    pub fn send_with(
+        &mut self,
+        write: impl FnOnce(&mut FrameBuf<'_>) -> Result<(), FrameError>,
+    ) -> Result<(), SendError> {
+        let mut write = Some(write);
+        let mut once = |out: &mut FrameBuf<'_>| write.take().map_or(Ok(()), |write| write(out));
+        self.ops.send_with(self.id, &mut once)
     }
 
     /// Closes in order: flushes pending output, then sends close_notify over TLS, then FIN. No more

@@ -43,7 +43,7 @@ impl Fingerprint {
             codec,
             max_frame,
             received: parts.recv_buf.pending().to_vec(),
-            pending: parts.send_buf.pending().to_vec(),
+            pending: parts.send_buf.to_vec(),
             deadlines,
             idle: if runs { idle } else { Time::NEVER },
             ending: parts.ending.fingerprint(),

@@ -18,14 +18,14 @@ use crate::config::Connect;
 use crate::config::Listen;
 use crate::control::{AlarmCallback, ControlOps};
 use crate::error::{Error, Result};
-use crate::handler::{ConnInfo, ConnOps, Handler};
+use crate::handler::{ConnInfo, ConnOps, Handler, WriteFrame};
 use crate::histogram::Histograms;
 use crate::id::AlarmId;
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::logs;
 use crate::metrics::Metrics;
-use crate::proto::{Machine, Pool, SendError, Time};
+use crate::proto::{Chunk, Machine, Pool, SendError, Time};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
@@ -57,6 +57,36 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
             frame,
             core.early_output_until,
         );
+        core.touch(id);
+        sent
+    }
+
+    fn send_chunks(
+        &mut self,
+        id: ConnId,
+        payload: &mut [Chunk<'_>],
+    ) -> std::result::Result<(), Box<SendError>> {
+        let core = &mut self.core;
+        let Some((conn, pool)) = core.conns.parts(id) else {
+            return Err(Box::new(SendError::Closed));
+        };
+        let until = core.early_output_until;
+        let sent = conn.send_chunks(&mut core.os, pool, &mut core.now, payload, until);
+        core.touch(id);
+        sent
+    }
+
+    fn send_with(
+        &mut self,
+        id: ConnId,
+        write: &mut WriteFrame<'_>,
+    ) -> std::result::Result<(), SendError> {
+        let core = &mut self.core;
+        let Some((conn, pool)) = core.conns.parts(id) else {
+            return Err(SendError::Closed);
+        };
+        let until = core.early_output_until;
+        let sent = conn.send_with(&mut core.os, pool, &mut core.now, write, until);
         core.touch(id);
         sent
     }

@@ -6,17 +6,18 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::config::QueueLimits;
 use crate::handler::Message;
 use crate::id::ConnId;
+use crate::proto::Chunk;
 
 /// A command for one connection.
 pub(super) enum ForConn {
-    Send(Vec<u8>),
+    Send(Chunk<'static>),
     Notify(Message),
 }
 
 impl ForConn {
     fn bytes(&self) -> usize {
         let owned = match self {
-            Self::Send(frame) => frame.capacity(),
+            Self::Send(frame) => frame.memory(),
             Self::Notify(message) => size_of_val(&**message),
         };
         size_of::<Self>() + owned
@@ -152,12 +153,12 @@ mod tests {
     }
 
     fn frame(byte: u8) -> ForConn {
-        ForConn::Send(vec![byte])
+        ForConn::Send(Chunk::Owned(vec![byte]))
     }
 
     fn due(deferred: &mut Deferred) -> Option<(ConnId, u8)> {
         match deferred.next_due()? {
-            (id, ForConn::Send(frame)) => Some((id, frame[0])),
+            (id, ForConn::Send(frame)) => Some((id, frame.bytes()[0])),
             (id, ForConn::Notify(_)) => Some((id, 0)),
         }
     }

@@ -360,11 +360,14 @@ impl Framer for Touchy {
         })
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
         out.put(payload);
         assert!(payload != b"encode", "the framer's encode");
+        Ok(false)
+    }
+
+    fn trailer(&mut self, out: &mut FrameBuf<'_>) {
         out.put(b"\n");
-        Ok(())
     }
 }
 
@@ -422,7 +425,9 @@ fn a_framer_that_panics_in_encode() {
 
 #[test]
 fn a_framer_that_panics_when_it_is_made_or_dropped() {
-    struct Dropped(Bomb);
+    struct Dropped {
+        _bomb: Bomb,
+    }
     impl Framer for Dropped {
         fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
             let length = input.len();
@@ -430,11 +435,6 @@ fn a_framer_that_panics_when_it_is_made_or_dropped() {
                 payload: 0..length,
                 consumed: length,
             })
-        }
-        fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-            let _ = &self.0;
-            out.put(payload);
-            Ok(())
         }
     }
     let made = Arc::new(Mutex::new(0));
@@ -444,7 +444,9 @@ fn a_framer_that_panics_when_it_is_made_or_dropped() {
         let number = *made;
         drop(made);
         assert!(number != 1, "the framer's making");
-        Dropped(Bomb("the framer's drop"))
+        Dropped {
+            _bomb: Bomb("the framer's drop"),
+        }
     });
     collect_logs();
     let server = spawn(move || {

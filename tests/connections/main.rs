@@ -21,5 +21,6 @@ mod large_frames;
 mod memory_limit;
 mod min_rate;
 mod own_options;
+mod payloads;
 mod slow_readers;
 mod swap;

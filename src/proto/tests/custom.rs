@@ -14,15 +14,22 @@ impl Framer for Scripted {
         (self.0)(input)
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(b"<");
+    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        out.put(b"left behind");
         match payload {
-            b"refuse" => return Err(FrameError::new("a word that is not said")),
+            b"refuse" => Err(FrameError::new("a word that is not said")),
             b"panic" => panic!("the framer's own fault"),
-            _ => out.put(payload),
+            _ => Ok(false),
         }
-        out.put(b">");
+    }
+
+    fn header(&mut self, _: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        out.put(b"<");
         Ok(())
+    }
+
+    fn trailer(&mut self, out: &mut FrameBuf<'_>) {
+        out.put(b">");
     }
 }
 
@@ -136,10 +143,6 @@ impl Framer for Greedy {
     fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
         Ok(Decoded::Need(self.0))
     }
-
-    fn encode(&mut self, _: &[u8], _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        Ok(())
-    }
 }
 
 #[test]
@@ -242,11 +245,6 @@ fn one_framer_for_each_connection() {
                 payload: 0..self.0 - 1,
                 consumed: self.0 - 1,
             })
-        }
-
-        fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-            out.put(payload);
-            Ok(())
         }
     }
     let framing = Framing::custom(|| Growing(1));

@@ -268,22 +268,16 @@ impl StreamOps for MioOs {
         }
     }
 
-    fn write_both(
-        &mut self,
-        stream: &mut Stream,
-        first: &[u8],
-        second: &[u8],
-    ) -> io::Result<usize> {
-        if first.is_empty() {
-            return self.write(stream, second);
+    fn write_pieces(&mut self, stream: &mut Stream, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        if let [piece] = pieces {
+            return self.write(stream, piece);
         }
-        let pieces = [IoSlice::new(first), IoSlice::new(second)];
         match stream {
             Stream::Tcp(stream) => {
-                SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL)
+                SockRef::from(&*stream).send_vectored_with_flags(pieces, NO_SIGNAL)
             }
             Stream::Unix(stream) => {
-                SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL)
+                SockRef::from(&*stream).send_vectored_with_flags(pieces, NO_SIGNAL)
             }
         }
     }

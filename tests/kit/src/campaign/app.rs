@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis::sim::Random;
@@ -406,7 +407,18 @@ impl App {
 
     /// Sends, and takes down what the client must get.
     pub fn send(&mut self, conn: &mut Conn<'_, Self>, payload: &[u8]) -> Result<(), SendError> {
-        let sent = conn.send(payload);
+        let (front, back) = payload.split_at(payload.len() / 3);
+        let sent = match self.frames % 5 {
+            0 => conn.send(payload),
+            1 => conn.send(payload.to_vec()),
+            2 => conn.send(Arc::<[u8]>::from(payload)),
+            3 => conn.send((front, Arc::<[u8]>::from(back))),
+            _ => conn.send_with(|out| {
+                out.put(front);
+                out.put(back);
+                Ok(())
+            }),
+        };
         if sent.is_ok() {
             self.frames += 1;
             let talk = self.talk(tcp(&conn.info().expect("it is there").peer));

@@ -108,11 +108,10 @@ impl Framer for Five {
         }
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        if payload.is_empty() {
-            return Err(FrameError::new("empty"));
+    fn header(&mut self, length: usize, _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        match length {
+            0 => Err(FrameError::new("empty")),
+            _ => Ok(()),
         }
-        out.put(payload);
-        Ok(())
     }
 }
