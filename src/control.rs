@@ -11,12 +11,13 @@ use crate::config::Config;
 use crate::config::Connect;
 use crate::config::Listen;
 use crate::error::Result;
-use crate::handler::{connect, Conn, ConnInfo, ConnOps, Handler};
+use crate::handler::{broadcast, connect, Broadcast, Conn, ConnInfo, ConnOps, Handler};
 use crate::histogram::Histograms;
 use crate::id::AlarmId;
 use crate::id::{ConnId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
+use crate::proto::Payload;
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
 use crate::tree::Tree;
@@ -79,6 +80,19 @@ impl<'a, A> Control<'a, A> {
     {
         let ops: &mut dyn ConnOps<A> = &mut *self.ops;
         Conn::find(ops, id)
+    }
+
+    /// Sends one frame to each of these connections: see [`Conn::broadcast`].
+    pub fn broadcast(
+        &mut self,
+        ids: impl IntoIterator<Item = ConnId>,
+        frame: impl Payload,
+    ) -> Broadcast
+    where
+        A: 'a,
+    {
+        let ops: &mut dyn ConnOps<A> = &mut *self.ops;
+        broadcast(ops, ids, frame)
     }
 
     /// Begins an outgoing connection.

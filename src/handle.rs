@@ -15,7 +15,7 @@ use crate::control::Control;
 use crate::id::{ConnId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
-use crate::proto::{kept, Payload};
+use crate::proto::{kept, Chunk, Payload};
 use crate::stats::Stats;
 pub use error::HandleError;
 pub(crate) use liveness::Liveness;
@@ -136,6 +136,43 @@ impl<A> Handle<A> {
     pub fn send(&self, id: ConnId, frame: impl Payload) -> Result<(), HandleError> {
         let server = self.live(id)?;
         server.push(Command::Send(id, frame.lend(kept)))
+    }
+
+    /// Queues one frame for each of these connections, as [`Handle::send`]. The payload is stored
+    /// once, and counts once for [`QueueLimits::bytes`](crate::QueueLimits::bytes). Each connection
+    /// counts as a command.
+    ///
+    /// Returns the number of connections for which it was queued. The others have gone or left the
+    /// loop, or a queue was full.
+    ///
+    /// ```
+    /// # use portcullis::{ConnId, Handle};
+    /// fn announce(shards: &Handle, members: &[ConnId], words: String) {
+    ///     let queued = shards.broadcast(members.iter().copied(), words);
+    ///     println!("{queued} of {} members", members.len());
+    /// }
+    /// ```
+    pub fn broadcast(&self, ids: impl IntoIterator<Item = ConnId>, frame: impl Payload) -> usize {
+        frame.lend(|chunks| {
+            let frame: Arc<[u8]> = kept(chunks).into();
+            let (mut queued, mut charged) = (0, Vec::<&Shared<A>>::new());
+            for id in ids {
+                let Ok(server) = self.live(id) else {
+                    continue;
+                };
+                // The first command in each shard's queue is charged with the bytes.
+                let is_first = !charged.iter().any(|other| std::ptr::eq(*other, server));
+                let frame = match is_first {
+                    true => Chunk::Shared(Arc::clone(&frame)),
+                    false => Chunk::Counted(Arc::clone(&frame)),
+                };
+                if server.push(Command::Send(id, frame)).is_ok() {
+                    queued += 1;
+                    charged.extend(is_first.then_some(server));
+                }
+            }
+            queued
+        })
     }
 
     /// Gives a connection's handler a message: [`Handler::on_message`](crate::Handler::on_message).

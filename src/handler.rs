@@ -3,6 +3,7 @@
 
 mod conn;
 mod outgoing;
+mod sending;
 
 use std::any::Any;
 use std::io;
@@ -15,6 +16,8 @@ use crate::reason::{Closed, Outcome};
 pub use conn::{Conn, ConnInfo, Context};
 pub(crate) use conn::{ConnOps, WriteFrame};
 pub(crate) use outgoing::connect;
+pub(crate) use sending::broadcast;
+pub use sending::Broadcast;
 
 /// A message of [`Handle::notify`](crate::Handle::notify) to a connection's handler: see
 /// [`Handler::on_message`].
@@ -90,6 +93,13 @@ pub trait Handler<A = ()> {
     #[doc(alias = "backpressure")]
     #[allow(unused_variables)]
     fn on_writable(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        Ok(())
+    }
+
+    /// Called once, after [`Conn::notify_flushed`], when all that was sent before the call has left
+    /// to the kernel.
+    #[allow(unused_variables)]
+    fn on_flushed(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         Ok(())
     }
 
@@ -177,6 +187,10 @@ impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
 
     fn on_writable(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         (**self).on_writable(cx)
+    }
+
+    fn on_flushed(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        (**self).on_flushed(cx)
     }
 
     fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {

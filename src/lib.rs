@@ -162,7 +162,9 @@ pub use control::Control;
 pub use detached::{Detached, Place};
 pub use error::{Error, Result};
 pub use handle::{Handle, HandleError};
-pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
+pub use handler::{
+    try_accept, Broadcast, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service,
+};
 pub use histogram::{Histogram, Histograms};
 pub use id::{AlarmId, ConnId, ListenerId, ListenerRef};
 pub use listener_info::{ListenerInfo, ListenerState};

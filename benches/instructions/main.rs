@@ -1,7 +1,7 @@
 //! A fixed amount of echoing, for counting instructions: a server and its clients in lock-step on one thread, so that every
 //! run does the same. See `benches/README.md`.
 //!
-//!     instructions [--conns 64] [--window 1] [--size 64] [--rounds 100] [--framing packet-2|raw|line]
+//!     instructions [--conns 64] [--window 1] [--size 64] [--rounds 100] [--framing packet-2|raw|line|custom]
 //!                  [--with tls|connects|handshakes|rates|memory-limit|timer|source-limits]
 
 #[cfg(feature = "aws-lc-rs")]
@@ -11,7 +11,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use portcullis::{Addr, Config, Context, Framing, Handler, Listen, Outcome, Rate, Server, Turn};
+use portcullis::{
+    Addr, Config, Context, Decoded, FrameBuf, FrameError, Framer, Framing, Handler, Listen,
+    Outcome, Rate, Server, Turn,
+};
 
 struct Echo {
     /// Sets a timer anew with each message.
@@ -24,6 +27,31 @@ impl Handler for Echo {
             cx.conn.set_timer(0, Duration::from_secs(30));
         }
         cx.conn.send(frame)?;
+        Ok(())
+    }
+}
+
+/// As packet-4, but the user's own.
+struct Custom;
+
+impl Framer for Custom {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        let Some((header, behind)) = input.split_first_chunk() else {
+            return Ok(Decoded::More);
+        };
+        let length = u32::from_be_bytes(*header) as usize;
+        let end = header.len() + length;
+        Ok(match behind.len() >= length {
+            true => Decoded::Frame {
+                payload: header.len()..end,
+                consumed: end,
+            },
+            false => Decoded::Need(end),
+        })
+    }
+
+    fn header(&mut self, length: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        out.put(&(length as u32).to_be_bytes());
         Ok(())
     }
 }
@@ -82,6 +110,11 @@ fn message(work: &Work) -> (Framing, Vec<u8>) {
             let header = u16::try_from(work.size).expect("it fits").to_be_bytes();
             (Framing::Packet2, [&header[..], &payload].concat())
         }
+        "custom" => {
+            let header = u32::try_from(work.size).expect("it fits").to_be_bytes();
+            let framing = Framing::custom(|| Custom);
+            (framing, [&header[..], &payload].concat())
+        }
         other => panic!("no framing is called {other}"),
     }
 }
@@ -91,8 +124,10 @@ fn main() {
     let (framing, message) = message(&work);
     let batch = message.repeat(work.window);
     let mut config = Config::max_connections(work.conns + 1);
-    let mut listen = Listen::tcp("127.0.0.1:0", framing)
-        .with(|listen| listen.conn.idle_timeout = Duration::from_secs(300));
+    let mut listen = Listen::tcp("127.0.0.1:0", framing).with(|listen| {
+        listen.conn.idle_timeout = Duration::from_secs(300);
+        listen.conn.max_frame = Some(1024 * 1024);
+    });
     // None of them is ever reached.
     let much = Rate::per_second(1_000_000_000);
     match work.with.as_str() {

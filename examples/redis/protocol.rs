@@ -173,8 +173,8 @@ impl Reply {
         }
     }
 
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// Whether the reply is incomplete because of its limit.

@@ -13,8 +13,8 @@ use crate::detached::Detached;
 use crate::error::{Error, Result as ServerResult};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{
-    Chunk, ConnConfig, FrameBuf, FrameError, Framing, Machine, Payload, Pool, ProxyHeader,
-    SendError, State, Time, TimeLeft, Traffic,
+    Chunk, ConnConfig, FrameBuf, FrameError, Framing, Machine, Pool, ProxyHeader, SendError, State,
+    Time, TimeLeft, Traffic,
 };
 use crate::reason::{Close, Closed};
 
@@ -87,72 +87,6 @@ impl<'a, A> Conn<'a, A> {
     pub(crate) fn find(ops: &'a mut (dyn ConnOps<A> + 'a), id: ConnId) -> Option<Self> {
         ops.machine_ref(id)?;
         Some(Self { ops, id })
-    }
-
-    /// Queues one frame.
-    ///
-    /// One write at the end of the turn sends all frames of that turn. Pending output is written
-    /// before if this frame has 32 KiB or more, or would reach the high watermark. In the clear, a
-    /// frame of 32 KiB or more is then written at once, and only the remainder is queued. Once the
-    /// server has written 64 MiB in an iteration, frames are only queued, so that every callback
-    /// ends.
-    ///
-    /// `frame` is any kind of bytes ([`Payload`]): borrowed like `&[u8]` and `"text"`, given away
-    /// like a `Vec<u8>`, shared like an `Arc<[u8]>`, or a tuple of parts of one frame. Line framing
-    /// adds no delimiter: send it with the line.
-    ///
-    /// At the high watermark, reading from this connection stops until the peer has taken enough. A
-    /// handler that only answers needs nothing else, unless its clients write all their requests
-    /// before they read an answer ([`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex)).
-    ///
-    /// # Errors
-    ///
-    /// [`SendError`]: the connection is closing or not open, its peer is too slow (the output
-    /// limit), or the framing refuses the frame. No part of the frame was queued.
-    #[inline]
-    pub fn send(&mut self, frame: impl Payload) -> Result<(), SendError> {
-        let sent = match frame.borrowed() {
-            Some(frame) => self.ops.send(self.id, frame),
-            None => frame.lend(|chunks| self.ops.send_chunks(self.id, chunks)),
-        };
-        sent.map_err(|error| *error)
-    }
-
-    pub(crate) fn send_chunk(&mut self, frame: Chunk<'_>) -> Result<(), SendError> {
-        let sent = self.ops.send_chunks(self.id, &mut [frame]);
-        sent.map_err(|error| *error)
-    }
-
-    /// Queues one frame whose payload `write` appends, in place: without a buffer of its own.
-    ///
-    /// The frame is written as by [`Conn::send`], but from the queue. After an error or a panic in
-    /// `write`, and if the frame is refused, no part of it was queued.
-    ///
-    /// ```
-    /// use std::io::Write;
-    /// use portcullis::{Context, FrameError, Outcome};
-    ///
-    /// fn answer(cx: &mut Context<'_>, names: &[String]) -> Outcome {
-    ///     cx.conn.send_with(|out| {
-    ///         for name in names {
-    ///             writeln!(out, "{name}").map_err(FrameError::new)?;
-    ///         }
-    ///         Ok(())
-    ///     })?;
-    ///     Ok(())
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As for [`Conn::send`], and [`SendError::Refused`] with the error of `write`.
-    pub fn send_with(
-        &mut self,
-        write: impl FnOnce(&mut FrameBuf<'_>) -> Result<(), FrameError>,
-    ) -> Result<(), SendError> {
-        let mut write = Some(write);
-        let mut once = |out: &mut FrameBuf<'_>| write.take().map_or(Ok(()), |write| write(out));
-        self.ops.send_with(self.id, &mut once)
     }
 
     /// Closes in order: flushes pending output, then sends close_notify over TLS, then FIN. No more

@@ -60,7 +60,7 @@ pub(crate) use detached_io::{DetachedIo, EndLimits};
 pub use framing::{Decoded, FrameBuf, FrameError, Framer, Framing};
 pub(crate) use machine::Machine;
 pub use payload::Payload;
-pub(crate) use payload::{kept, length, Chunk};
+pub(crate) use payload::{kept, length, shared, Chunk};
 pub(crate) use pool::Pool;
 pub use proxy::{ProxyError, ProxyHeader, ProxySsl, ProxyTlvs};
 pub use rates::Rate;

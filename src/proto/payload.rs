@@ -38,15 +38,27 @@ pub enum Chunk<'a> {
     Borrowed(&'a [u8]),
     Owned(Vec<u8>),
     Shared(Arc<[u8]>),
+    /// Shared by several commands of a handle, of which another one is charged with it.
+    Counted(Arc<[u8]>),
 }
 
 impl Chunk<'_> {
+    /// Returns the same bytes once more.
+    pub(crate) fn again(&self) -> Chunk<'_> {
+        match self {
+            Self::Borrowed(bytes) => Chunk::Borrowed(bytes),
+            Self::Owned(bytes) => Chunk::Borrowed(bytes),
+            Self::Shared(bytes) => Chunk::Shared(Arc::clone(bytes)),
+            Self::Counted(bytes) => Chunk::Counted(Arc::clone(bytes)),
+        }
+    }
+
     #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Borrowed(bytes) => bytes,
             Self::Owned(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
+            Self::Shared(bytes) | Self::Counted(bytes) => bytes,
         }
     }
 
@@ -58,9 +70,17 @@ impl Chunk<'_> {
     /// Returns the memory that it takes beside its parts' own.
     pub(crate) fn memory(&self) -> usize {
         match self {
-            Self::Borrowed(_) => 0,
+            Self::Borrowed(_) | Self::Counted(_) => 0,
             Self::Owned(bytes) => bytes.capacity(),
             Self::Shared(bytes) => bytes.len(),
+        }
+    }
+
+    /// Counts the bytes in any case.
+    pub(crate) fn count(self) -> Self {
+        match self {
+            Self::Counted(bytes) => Self::Shared(bytes),
+            chunk => chunk,
         }
     }
 
@@ -85,6 +105,19 @@ pub(crate) fn join(chunks: &[Chunk<'_>], out: &mut Vec<u8>) {
     }
 }
 
+/// A payload for many connections: what is long is shared, what is short is copied by each.
+pub(crate) fn shared<'a>(chunks: &'a mut [Chunk<'_>], joint: &'a mut Vec<u8>) -> Chunk<'a> {
+    match chunks {
+        [Chunk::Shared(bytes)] => return Chunk::Shared(Arc::clone(bytes)),
+        [Chunk::Owned(bytes)] => std::mem::swap(bytes, joint),
+        chunks => join(chunks, joint),
+    }
+    if joint.len() < MIN_SHARED {
+        return Chunk::Borrowed(joint);
+    }
+    Chunk::Shared(std::mem::take(joint).into())
+}
+
 /// Turns a payload into one that outlives the caller: copies what is borrowed or in parts.
 pub(crate) fn kept(chunks: &mut [Chunk<'_>]) -> Chunk<'static> {
     match chunks {
@@ -94,6 +127,19 @@ pub(crate) fn kept(chunks: &mut [Chunk<'_>]) -> Chunk<'static> {
             let mut all = Vec::with_capacity(length(chunks));
             join(chunks, &mut all);
             Chunk::Owned(all)
+        }
+    }
+}
+
+/// A shorter payload of a broadcast is not shared: a copy costs less.
+const MIN_SHARED: usize = 1024;
+
+impl From<Chunk<'_>> for Arc<[u8]> {
+    fn from(chunk: Chunk<'_>) -> Self {
+        match chunk {
+            Chunk::Borrowed(bytes) => bytes.into(),
+            Chunk::Owned(bytes) => bytes.into(),
+            Chunk::Shared(bytes) | Chunk::Counted(bytes) => bytes,
         }
     }
 }

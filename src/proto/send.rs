@@ -24,6 +24,8 @@ impl Send {
     const FINISHING: u8 = 4;
     /// That FIN is sent.
     const FIN_SENT: u8 = 8;
+    /// The handler is to be notified once the marked output has left.
+    const FLUSH_AWAITED: u8 = 16;
 
     /// All flags, for the one test of [`Status::only_frames`](super::status::Status::only_frames).
     #[inline]
@@ -64,6 +66,18 @@ impl Send {
 
     pub(super) fn set_fin_sent(&mut self) {
         self.0 |= Self::FIN_SENT;
+    }
+
+    pub(super) fn await_flush(&mut self) {
+        self.0 |= Self::FLUSH_AWAITED;
+    }
+
+    pub(super) fn end_flush(&mut self) {
+        self.0 &= !Self::FLUSH_AWAITED;
+    }
+
+    pub(super) fn awaits_flush(self) -> bool {
+        self.0 & Self::FLUSH_AWAITED != 0
     }
 
     pub(super) fn has_sent_fin(self) -> bool {

@@ -59,6 +59,11 @@ impl Deferred {
         command: ForConn,
         limits: QueueLimits,
     ) -> Result<(), ForConn> {
+        // The command of the same broadcast that was charged may be carried out before.
+        let command = match command {
+            ForConn::Send(frame) => ForConn::Send(frame.count()),
+            command => command,
+        };
         let bytes = command.bytes();
         let fits = self.bytes == 0 || self.bytes.saturating_add(bytes) <= limits.bytes;
         if self.commands >= limits.commands || !fits {

@@ -80,11 +80,12 @@ impl fmt::Display for Bomb {
 impl Error for Bomb {}
 
 /// The callbacks that an open connection can get, one by one.
-const CALLBACKS: [Entry; 7] = [
+const CALLBACKS: [Entry; 8] = [
     Entry::Open,
     Entry::Frame,
     Entry::Finish,
     Entry::Writable,
+    Entry::Flushed,
     Entry::Timer(1),
     Entry::Message,
     Entry::Drain,
@@ -110,6 +111,7 @@ fn provoke(server: &Running, wanted: &Entry) -> Option<TcpStream> {
         Entry::Frame => send2(&mut client, b"frame"),
         Entry::Finish => client.shutdown(Shutdown::Write).expect("FIN"),
         Entry::Writable => send2(&mut client, b"flood"),
+        Entry::Flushed => send2(&mut client, b"flush"),
         Entry::Timer(_) => send2(&mut client, b"timer"),
         Entry::Message => {
             let mut id = None;
@@ -142,6 +144,7 @@ fn provoked(cx: &mut Context<'_>, call: Call<'_>) -> Outcome {
                 cx.conn.send([5; 50_000])?;
             }
         }
+        Call::Frame(b"flush") => cx.conn.notify_flushed(),
         Call::Frame(b"close") => cx.conn.close(),
         call => return usual(cx, call),
     }

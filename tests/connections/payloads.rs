@@ -267,3 +267,152 @@ fn a_handle_sends_every_kind() {
     assert!(all == expected);
     server.finish();
 }
+
+/// Gone connections are skipped, slow ones are named; the others get the frame, each in its own
+/// framing.
+#[test]
+fn a_broadcast_tells_what_became_of_it() {
+    let (mut sim, _, clients) = members(4, None);
+    let ids = sim.app().clone();
+    let full = |conn: &mut Conn<'_, Vec<ConnId>>| -> Outcome {
+        conn.reconfigure(|options| {
+            options.output_limit = 1000;
+            options.high_watermark = 1000;
+            options.low_watermark = 500;
+        })?;
+        conn.send([1; 2000])?;
+        Ok(())
+    };
+    full(&mut sim.control().conn(ids[1]).expect("open")).expect("room");
+    sim.control().conn(ids[2]).expect("open").close();
+    sim.reset(clients[3]);
+    sim.settle();
+    let said = sim.control().broadcast(ids.iter().copied(), "hello");
+    assert_eq!((said.sent, said.gone), (1, 2));
+    assert_eq!(said.refused.len(), 1);
+    assert_eq!(said.refused[0].0, ids[1]);
+    assert!(matches!(said.refused[0].1, SendError::Full { .. }));
+    sim.set_reading(clients[0], true);
+    sim.settle();
+    assert_eq!(sim.received(clients[0]), packet2(b"hello"));
+    // One whose frame would be too long is named too.
+    let said = sim.control().broadcast([ids[0]], vec![0; 0x1_0000]);
+    assert!(matches!(
+        said.refused[..],
+        [(_, SendError::FrameTooLarge { .. })]
+    ));
+}
+
+/// Whatever kind of payload it is, it is stored once.
+#[test]
+fn a_broadcast_is_stored_once() {
+    for kind in 0..3 {
+        let (mut sim, _, clients) = members(100, Some(1024 * 1024));
+        let ids = sim.app().clone();
+        let (payload, mut control) = (noise(LENGTH), sim.control());
+        let said = match kind {
+            0 => control.broadcast(ids, &payload),
+            1 => control.broadcast(ids, payload.clone()),
+            _ => control.broadcast(ids, payload.split_at(7)),
+        };
+        assert_eq!((said.sent, said.gone, said.refused.len()), (100, 0, 0));
+        sim.settle();
+        let memory = sim.stats().memory;
+        assert!(memory < LENGTH + 100 * 300, "{memory} bytes");
+        for client in clients {
+            sim.set_send_buffer(client, 100_000);
+            sim.set_reading(client, true);
+            sim.settle();
+            assert!(sim.received(client) == packet2(&payload));
+        }
+        assert_eq!(sim.stats().memory, 0);
+    }
+}
+
+/// From another thread: each frame is a command, the payload counts once for the queue's limit.
+#[test]
+fn a_handle_broadcasts() {
+    let (mut sim, _, clients) = members(100, Some(1024 * 1024));
+    let changed = sim
+        .control()
+        .reconfigure(|config| config.queue_limits.bytes = 2 * LENGTH);
+    changed.expect("good options");
+    let mut ids = sim.app().clone();
+    sim.reset(clients[99]);
+    sim.settle();
+    let handle = sim.handle();
+    assert_eq!(handle.broadcast(ids.clone(), noise(LENGTH)), 99);
+    sim.settle();
+    assert!(sim.stats().memory < LENGTH + 100 * 300);
+    sim.set_send_buffer(clients[50], 100_000);
+    sim.set_reading(clients[50], true);
+    sim.settle();
+    assert!(sim.received(clients[50]) == packet2(&noise(LENGTH)));
+    // A full queue: the number says so.
+    ids.truncate(1);
+    assert_eq!(handle.broadcast(ids.repeat(3), noise(2 * LENGTH)), 1);
+    assert_eq!(sim.stats().undeliverable, 0);
+}
+
+/// Notes when it is notified, with the number of bytes that have left.
+#[derive(Default)]
+struct Notified(Vec<(char, u64)>);
+
+struct Sender;
+
+impl Handler<Notified> for Sender {
+    fn on_frame(&mut self, cx: &mut Context<'_, Notified>, frame: &[u8]) -> Outcome {
+        for &byte in frame {
+            match byte {
+                b'.' => cx.conn.notify_flushed(),
+                b'!' => cx.conn.finish(),
+                b'x' => cx.conn.close(),
+                byte => cx.conn.send([byte; 1000])?,
+            }
+        }
+        Ok(())
+    }
+
+    fn on_flushed(&mut self, cx: &mut Context<'_, Notified>) -> Outcome {
+        let out = cx.conn.info().map_or(0, |info| info.traffic.bytes_out);
+        cx.app.0.push(('f', out));
+        Ok(())
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Notified>, _: &portcullis::Closed) {
+        cx.app.0.push(('c', 0));
+    }
+}
+
+#[test]
+fn a_handler_is_notified_once_its_output_has_left() {
+    let notified = |words: &str, buffer: usize| {
+        let mut sim = Sim::new(1, Config::new(), Notified::default());
+        let listen = Listen::tcp("127.0.0.1:0", Framing::Raw);
+        let addr = sim.listen(listen, |_: &mut Notified, _| Sender);
+        let client = sim.connect(addr.expect("listen")).expect("it listens");
+        sim.set_reading(client, false);
+        sim.set_send_buffer(client, buffer);
+        sim.settle();
+        sim.send(client, words.as_bytes());
+        sim.settle();
+        let early = sim.app().0.len();
+        sim.set_reading(client, true);
+        sim.settle();
+        (early, sim.app().0.clone())
+    };
+    // At once where nothing is pending, and once for several requests.
+    assert_eq!(notified(".", 1), (1, vec![('f', 0)]));
+    assert_eq!(notified("ab..", 100_000), (1, vec![('f', 2000)]));
+    // Not before the last byte; what was sent behind the request does not count.
+    let (early, late) = notified("ab.cd", 500);
+    assert_eq!((early, late.len()), (0, 1));
+    assert!((2000..2500).contains(&late[0].1), "{late:?}");
+    // The last request counts.
+    let (early, late) = notified("a.b.", 500);
+    assert_eq!((early, late), (0, vec![('f', 2000)]));
+    // With a half-close too, but not once the connection closes.
+    assert_eq!(notified("ab.!", 500), (0, vec![('f', 2000)]));
+    assert_eq!(notified("ab.x", 500).0, 0);
+    assert!(notified("ab.x", 500).1.iter().all(|&(call, _)| call == 'c'));
+}

@@ -298,6 +298,8 @@ impl Machine {
             Event::Drain
         } else if self.status.events.take(Events::WRITABLE) {
             Event::Writable
+        } else if self.status.events.take(Events::FLUSHED) {
+            Event::Flushed
         } else if !self.status.life.is_open() || self.is_paused() {
             return ControlFlow::Break(None);
         } else {

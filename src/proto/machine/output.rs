@@ -375,6 +375,37 @@ impl Machine {
             }
         }
         self.relieve_if_low(now);
+        self.note_flushed();
+    }
+
+    /// Notifies the handler once all output that is pending now has left.
+    pub(crate) fn notify_flushed(&mut self) {
+        if self.status.life.is_served() {
+            self.status.send.await_flush();
+            self.status.events.clear(Events::FLUSHED);
+            if let Some(active) = &mut self.active {
+                active.send_buf.mark();
+            }
+            self.note_flushed();
+        }
+    }
+
+    /// True if the handler is to be notified, or is about to be.
+    #[cfg(feature = "sim")]
+    pub(crate) fn awaits_flush(&self) -> bool {
+        self.status.send.awaits_flush() || self.status.events.has(Events::FLUSHED)
+    }
+
+    fn note_flushed(&mut self) {
+        if !self.status.send.awaits_flush() || self.write_closed() {
+            return;
+        }
+        let send_buf = &self.parts().send_buf;
+        let encrypted = self.unsent_app_bytes() - send_buf.len();
+        if send_buf.marked() == 0 && encrypted == 0 {
+            self.status.send.end_flush();
+            self.status.events.set(Events::FLUSHED);
+        }
     }
 
     /// Ends the congestion once the peer has taken enough.

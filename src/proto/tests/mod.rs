@@ -35,6 +35,7 @@ enum Seen {
     Frame(Vec<u8>),
     Finished,
     Writable,
+    Flushed,
     Timer(u8),
     Drain,
 }
@@ -48,6 +49,7 @@ impl From<Event<'_>> for Seen {
             Event::Frame(frame) => Self::Frame(frame.to_vec()),
             Event::Finished => Self::Finished,
             Event::Writable => Self::Writable,
+            Event::Flushed => Self::Flushed,
             Event::Timer(key) => Self::Timer(key),
             Event::Drain => Self::Drain,
         }

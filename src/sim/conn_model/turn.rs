@@ -113,7 +113,9 @@ impl ConnModel {
             Callback::Frame(frame) => (self.script.on_frame.clone(), frame),
             Callback::Finished | Callback::Drain => (self.script.on_end.clone(), &no_frame),
             Callback::Timer(_) => (vec![Action::Resume], &no_frame),
-            Callback::Opened | Callback::Secured | Callback::Writable => (Vec::new(), &no_frame),
+            Callback::Opened | Callback::Secured | Callback::Writable | Callback::Flushed => {
+                (Vec::new(), &no_frame)
+            }
         };
         let mut goes_on = true;
         for action in actions {
@@ -172,6 +174,12 @@ impl ConnModel {
             Action::Framing(number) => {
                 machine.set_framing(&Action::framing(number));
                 self.oracle.framing = self.oracle.framing.map(|_| number % 6);
+            }
+            Action::NotifyFlushed => {
+                machine.notify_flushed();
+                if machine.awaits_flush() {
+                    self.oracle.sees_flush_request();
+                }
             }
             Action::MaxFrame(bytes) => {
                 let max = Some(usize::from(bytes.max(1)));
@@ -288,6 +296,11 @@ impl ConnModel {
         };
         let flushed = machine.state() == State::Open && machine.queued() == 0;
         let alive = socket.write_error().is_none() && !machine.write_closed() && !self.conn.retry;
+        if self.oracle.is_flushed() && alive && machine.state() == State::Open {
+            return Err(violation(
+                "all that was sent has left, and the handler is not notified",
+            ));
+        }
         if self.oracle.has_said_goodbye() && flushed && alive && !socket.fin_sent {
             return Err(violation("FIN is due"));
         }
@@ -349,6 +362,7 @@ impl Host for ConnModel {
             Event::Frame(frame) => Callback::Frame(frame.to_vec()),
             Event::Finished => Callback::Finished,
             Event::Writable => Callback::Writable,
+            Event::Flushed => Callback::Flushed,
             Event::Timer(key) => Callback::Timer(key),
             Event::Drain => Callback::Drain,
         };

@@ -20,6 +20,7 @@ pub enum Call<'a> {
     Frame(&'a [u8]),
     Finish,
     Writable,
+    Flushed,
     Timer(u8),
     Message(Message),
     Drain,
@@ -35,6 +36,7 @@ impl Call<'_> {
             Self::Frame(_) => "frame",
             Self::Finish => "finish",
             Self::Writable => "writable",
+            Self::Flushed => "flushed",
             Self::Timer(_) => "timer",
             Self::Message(_) => "message",
             Self::Drain => "drain",
@@ -160,6 +162,10 @@ impl<A, P: Play<A>> Handler<A> for ScriptedHandler<P> {
         self.call(cx, Call::Writable)
     }
 
+    fn on_flushed(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        self.call(cx, Call::Flushed)
+    }
+
     fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {
         self.call(cx, Call::Timer(key))
     }
@@ -200,6 +206,7 @@ pub enum Entry {
     Frame,
     Finish,
     Writable,
+    Flushed,
     Timer(u8),
     Message,
     Drain,
@@ -216,6 +223,7 @@ impl Call<'_> {
             Self::Frame(_) => Entry::Frame,
             Self::Finish => Entry::Finish,
             Self::Writable => Entry::Writable,
+            Self::Flushed => Entry::Flushed,
             Self::Timer(key) => Entry::Timer(*key),
             Self::Message(_) => Entry::Message,
             Self::Drain => Entry::Drain,
