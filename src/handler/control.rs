@@ -169,6 +169,7 @@ impl<'a, A> Control<'a, A> {
     ///   slot of the ended connection is free already, so that a full pool can replace it; not if
     ///   the connection was evicted for a client, or detached.
     /// - [`Error::Draining`](crate::Error::Draining).
+    /// - [`Error::ConnState`](crate::Error::ConnState) if the maker of the framing panicked.
     /// - [`Error::Connect`](crate::Error::Connect) if the kernel refuses at once: no descriptor, no
     ///   route, no listener on a Unix socket. With [`Connect::retry`] this is a failed attempt
     ///   instead.

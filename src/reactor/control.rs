@@ -14,6 +14,7 @@ use super::user_code::drop_handler;
 use crate::access::Prefix;
 use crate::addr::{Addr, Credentials};
 use crate::alarm::{Alarm, AlarmInfo};
+use crate::catch::catch;
 use crate::config::Config;
 use crate::config::Connect;
 use crate::config::Listen;
@@ -28,7 +29,7 @@ use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::logs;
 use crate::metrics::Metrics;
-use crate::proto::{Chunk, Machine, Pool, SendError, Time};
+use crate::proto::{Chunk, DetachedIo, Machine, Pool, SendError, Time};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
@@ -185,8 +186,9 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         options: Connect,
         handler: Box<dyn Handler<A>>,
     ) -> Result<ConnId> {
-        let begun = self.core.start_connect(addr, &options);
-        self.handled(begun, options, handler)
+        self.begin(options, handler, |core, options| {
+            core.start_connect(addr, options)
+        })
     }
 
     fn adopt(
@@ -195,8 +197,9 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         options: Connect,
         handler: Box<dyn Handler<A>>,
     ) -> Result<ConnId> {
-        let begun = self.core.adopt(socket, &mut None, &options);
-        self.handled(begun, options, handler)
+        self.begin(options, handler, |core, options| {
+            core.adopt(socket, &mut None, options)
+        })
     }
 
     fn attach(
@@ -206,27 +209,28 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         handler: Box<dyn Handler<A>>,
     ) -> Result<ConnId> {
         let id = detached.id();
-        let (begun, remains) = match detached.into_parts().map_err(Error::ConnState) {
-            Ok((_, remains, _)) if remains.is_tls() && options.tls.is_some() => {
-                let error = Error::option("tls", "the connection speaks TLS already");
-                (Err(error), Some(remains))
-            }
+        let parts = detached.into_parts().map_err(Error::ConnState);
+        let (socket, mut remains) = match parts {
             Ok((socket, remains, place)) => {
                 drop(place);
                 // During another connection's last callback the slot has to wait.
                 if !self.core.conns.has_leaving() {
                     remove_detached(self, id, CloseReason::Detached);
                 }
-                let mut remains = Some(remains);
-                let begun = self.core.adopt(socket, &mut remains, &options);
-                (begun, remains)
+                (Ok(socket), Some(remains))
             }
             Err(error) => (Err(error), None),
         };
-        self.core
-            .guard
-            .drop("a TLS configuration's destructor", remains);
-        self.handled(begun, options, handler)
+        let is_tls = remains.as_ref().is_some_and(DetachedIo::is_tls);
+        let attached = self.begin(options, handler, |core, options| {
+            if is_tls && options.tls.is_some() {
+                return Err(Error::option("tls", "the connection speaks TLS already"));
+            }
+            core.adopt(socket?, &mut remains, options)
+        });
+        let guard = &mut self.core.guard;
+        guard.drop("a TLS configuration's destructor", remains);
+        attached
     }
 
     fn now(&mut self) -> Time {
@@ -235,13 +239,19 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 }
 
 impl<A, O: Os> Inner<A, O> {
-    /// Gives a new connection its handler; after an error that is dropped, as the options always are.
-    fn handled(
+    /// Begins a connection and gives it its handler. After an error that is dropped, as the options
+    /// always are.
+    fn begin(
         &mut self,
-        begun: Result<ConnId>,
         options: Connect,
         handler: Box<dyn Handler<A>>,
+        begin: impl FnOnce(&mut Core<O>, &Connect) -> Result<ConnId>,
     ) -> Result<ConnId> {
+        // Destructors would run while a panic unwinds, and another panic would abort.
+        let begun = catch(|| begin(&mut self.core, &options)).unwrap_or_else(|panic| {
+            self.core.guard.report("a framing's maker", panic, None);
+            Err(Error::ConnState("the maker of its framing panicked"))
+        });
         self.core.guard.drop("a connection's options", options);
         match begun {
             Ok(id) => self.user.set_handler(id, Some(handler)),

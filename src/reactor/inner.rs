@@ -192,10 +192,13 @@ impl<A, O: Os> Inner<A, O> {
         let capacity = self.core.capacity();
         let server = self.core.conns.server();
         let Core { os, listeners, .. } = &mut self.core;
+        // A destructor among the options may panic, and comes last.
+        let options = listen.clone();
         let added = listeners.add(os, server, listen, socket, service, &capacity);
         if added.is_err() {
             self.user.remove_service(&mut self.core.guard, service);
         }
+        self.core.guard.drop("a listener's options", options);
         added
     }
 

@@ -198,3 +198,28 @@ fn in_the_destructor_of_one_that_is_replaced_by_a_job() {
     assert_eq!(sim.received(client), b"a line\n");
     assert_eq!(sim.stats().panics, 1);
 }
+
+/// A maker that panics makes an error, and the handler's destructor may panic as well.
+#[test]
+fn in_the_maker_of_an_outgoing_connection() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            kit::planned::blow();
+        }
+    }
+    impl portcullis::Handler for Bomb {
+        fn on_frame(&mut self, _: &mut portcullis::Context<'_>, _: &[u8]) -> portcullis::Outcome {
+            Ok(())
+        }
+    }
+
+    let mut sim = Sim::new(1, Config::new(), ());
+    let make = || -> Brittle { kit::planned::blow() };
+    let connect = Connect::new(Framing::custom(make));
+    let addr = std::net::SocketAddr::from(([192, 0, 2, 1], 7));
+    let failed = sim.control().connect(addr, connect, Bomb);
+    assert!(matches!(failed, Err(Error::ConnState(_))), "{failed:?}");
+    let stats = sim.stats();
+    assert_eq!((stats.panics, stats.outgoing, stats.open), (2, 0, 0));
+}
