@@ -194,8 +194,8 @@ pub trait Handler<A = ()> {
     #[allow(unused_variables)]
     fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
 
-    /// Called once an outgoing connection ([`Control::connect`]) has ended before it was open, instead
-    /// of `on_open` and `on_close`. It could not connect, with all attempts of a
+    /// Called once an outgoing connection ([`Control::connect`]) has ended before it was open,
+    /// instead of `on_open` and `on_close`. It could not connect, with all attempts of a
     /// [`Connect::retry`](crate::Connect::retry), or its TLS handshake failed, or it was closed or
     /// killed, or the server drains. Frames sent to it are lost. An accepted connection is reported
     /// to [`Service::on_failed_accept`] instead.

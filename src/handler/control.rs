@@ -193,7 +193,7 @@ impl<'a, A> Control<'a, A> {
     }
 
     /// Takes over a connected stream socket, TCP or Unix: one end of a `socketpair`, standard input
-    /// under inetd, a descriptor that another process has sent (SCM_RIGHTS). From here on it is like
+    /// under inetd, a descriptor that another process has sent (SCM_RIGHTS). From here on it is as
     /// an outgoing connection that has connected: under the cap, with the options of `options` that
     /// are not about connecting. [`Handler::on_open`] is called, with `Connect::tls` after the
     /// handshake as a client. To be the server of a handshake, call `Conn::start_tls` in `on_open`.
@@ -440,7 +440,7 @@ impl<'a, A> Control<'a, A> {
     /// the descriptor of another library's loop. `callback` is called in the loop when it may have
     /// become ready, with the value that was given here.
     ///
-    /// **Events are edges**: the next one comes only after more has happened. So make the descriptor
+    /// **Events are edges**: the next one comes only after more has happened. So make it
     /// non-blocking, and go on until it returns `WouldBlock`; else set a timer for the remainder. A
     /// call may be for nothing. A panic of `callback` is caught, logged and counted; the
     /// descriptor is watched on.

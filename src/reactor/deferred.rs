@@ -61,7 +61,7 @@ impl Deferred {
         self.waiting.contains_key(&id)
     }
 
-    /// A close of the connection is asked for: a handler that has received a message, and has asked,
+    /// A close of the connection is asked for: if its handler is receiving a message, that handler
     /// sends no more.
     pub(super) fn begin_close(&mut self, id: ConnId) {
         if self.delivering == Some(id) {

@@ -1,5 +1,5 @@
-//! The application's code that belongs to no connection: callbacks of descriptors, timers and alarms
-//! that are due.
+//! The application's code that belongs to no connection: callbacks of descriptors, timers and
+//! alarms that are due.
 
 use super::inner::Inner;
 use super::os::Os;
