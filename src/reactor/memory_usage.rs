@@ -13,8 +13,9 @@ const MIN_HOLDER: usize = 1024;
 const SMALL_FRAME: usize = 8 * 1024;
 const CLASSES: usize = usize::BITS as usize;
 const NONE: u32 = u32::MAX;
-/// The largest holders are those within this power of two of the largest.
-const LARGE_CLASSES: usize = 8;
+/// The largest holders are those within this power of two of the largest. A stall weighs 16,000 times
+/// as much as none at most, so that no smaller one can be the heaviest.
+const LARGE_CLASSES: usize = 15;
 /// How many holders of each class are compared.
 const SAMPLE: usize = 64;
 /// Slots whose accounts are allocated together.

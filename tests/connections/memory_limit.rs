@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    AccessRules, CloseReason, Config, Context, Error, Framing, Handler, Listen, Outcome, Peer,
-    ProxyHeader, ProxyProtocol, Server,
+    AccessRules, CloseReason, Closed, Config, ConnId, Context, Error, Framing, Handler, Listen,
+    Outcome, Peer, ProxyHeader, ProxyProtocol, Server,
 };
 
 struct Echo;
@@ -696,4 +696,68 @@ fn a_finished_end_waits_too() {
     assert!(sim.stats().paused_for_memory >= 1, "it waits");
     sim.advance(Duration::from_secs(5));
     assert_eq!(sim.app(), &[3, 300_000], "{:?}", sim.stats());
+}
+
+/// Takes what the test sends to it.
+struct Taker;
+
+impl Handler<Vec<(ConnId, CloseReason)>> for Taker {
+    fn on_frame(&mut self, _: &mut Context<'_, Vec<(ConnId, CloseReason)>>, _: &[u8]) -> Outcome {
+        Ok(())
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Vec<(ConnId, CloseReason)>>, closed: &Closed) {
+        let id = cx.conn.id();
+        cx.app.push((id, closed.reason));
+    }
+}
+
+/// Above the limit, many that have stalled for long go before one that is hundreds of times larger
+/// and has just begun.
+#[test]
+fn a_long_stall_outweighs_a_much_larger_buffer() {
+    const MIB: usize = 1024 * 1024;
+    let config = Config::new().with(|config| config.memory_limit = Some(32 * MIB));
+    let mut sim = Sim::new(1, config, Vec::new());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet4).with(|listen| {
+        listen.conn.max_frame = Some(16 * MIB);
+        listen.conn.output_limit = 64 * MIB;
+        listen.conn.frame_timeout = Duration::from_secs(1000);
+    });
+    let addr = sim
+        .listen(listen, |_: &mut Vec<_>, _| Taker)
+        .expect("listen");
+    let reader = sim.connect(addr).expect("it listens");
+    sim.set_reading(reader, false);
+    sim.set_send_buffer(reader, 1);
+    sim.settle();
+    for _ in 0..240 {
+        let client = sim.connect(addr).expect("it listens");
+        sim.send(client, &[&[0, 0x80, 0, 0][..], &[b'x'; 30 * 1024]].concat());
+        sim.settle();
+    }
+    sim.advance(Duration::from_secs(20));
+    let honest = sim.connect(addr).expect("it listens");
+    sim.send(honest, &[0, 0xf0, 0, 0]);
+    for _ in 0..12 {
+        sim.send(honest, &[b'x'; MIB]);
+        sim.settle();
+    }
+    let ids: Vec<_> = sim
+        .control()
+        .connections()
+        .iter()
+        .map(|conn| conn.id)
+        .collect();
+    while sim.app().is_empty() {
+        let mut control = sim.control();
+        let mut conn = control.conn(ids[0]).expect("open");
+        conn.send(vec![b'x'; 100 * 1024]).expect("room");
+        sim.settle();
+    }
+    let (first, last) = (ids[0], ids[241]);
+    for &(id, reason) in sim.app() {
+        assert_eq!(reason, CloseReason::OverMemory);
+        assert!(id != first && id != last, "{id}");
+    }
 }
