@@ -130,6 +130,8 @@ pub(super) struct Ending {
     /// Commands from before the connection opened are not carried out yet: they count as a pending
     /// reply, which the handler cannot end.
     awaits_commands: bool,
+    /// The last of those commands is a close: no frame is delivered before it.
+    closes_behind: bool,
     pub(super) delivery: Delivery,
 }
 
@@ -140,13 +142,17 @@ impl Ending {
             discarded: 0,
             pending_replies: 0,
             awaits_commands: false,
+            closes_behind: false,
             delivery: Delivery::Unknown,
         }
     }
 
     #[inline]
     pub(super) fn is_none(&self) -> bool {
-        self.reason.is_none() && !self.has_pending_replies() && self.discarded == 0
+        self.reason.is_none()
+            && !self.has_pending_replies()
+            && !self.closes_behind
+            && self.discarded == 0
     }
 
     /// Records why the connection ends, unless a reason is known.
@@ -221,6 +227,14 @@ impl Ending {
         self.awaits_commands = awaits;
     }
 
+    pub(super) fn set_closes_behind(&mut self) {
+        self.closes_behind = true;
+    }
+
+    pub(super) fn closes_behind(&self) -> bool {
+        self.closes_behind
+    }
+
     pub(super) fn awaits_commands(&self) -> bool {
         self.awaits_commands
     }
@@ -242,14 +256,14 @@ impl Ending {
     }
 
     #[cfg(feature = "sim")]
-    pub(super) fn fingerprint(&self) -> (Option<CloseReason>, usize, u32, bool, Delivery) {
+    pub(super) fn fingerprint(&self) -> (Option<CloseReason>, usize, u32, [bool; 2], Delivery) {
         let reason = self.reason.as_ref().map(|closed| closed.reason);
         let replies = self.pending_replies;
         (
             reason,
             self.discarded,
             replies,
-            self.awaits_commands,
+            [self.awaits_commands, self.closes_behind],
             self.delivery,
         )
     }

@@ -23,7 +23,7 @@ pub(crate) struct Fingerprint {
     marked: usize,
     deadlines: Deadlines,
     idle: Time,
-    ending: (Option<CloseReason>, usize, u32, bool, Delivery),
+    ending: (Option<CloseReason>, usize, u32, [bool; 2], Delivery),
     /// Whether a frame was received: a stream that never made one may be TLS.
     made_frames: bool,
 }

@@ -161,13 +161,13 @@ impl Deferred {
         if self.waiting.is_empty() {
             return Some(close);
         }
-        let conn = conns
-            .get_mut(id)
-            .filter(|conn| conn.machine.takes_messages());
-        let Some(conn) = conn.filter(|_| self.has(id) && !close.abort) else {
+        let parts = conns
+            .parts(id)
+            .filter(|(conn, _)| conn.machine.takes_messages());
+        let Some((conn, pool)) = parts.filter(|_| self.has(id) && !close.abort) else {
             return Some(close);
         };
-        conn.machine.pause(now);
+        conn.machine.stop_frames(now, pool);
         self.add(id, ForConn::Close(close));
         None
     }

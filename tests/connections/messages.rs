@@ -57,6 +57,12 @@ impl Handler<Club> for Member {
                     notify(cx, other, text)?;
                 }
             }
+            "resume" => {
+                notify(cx, other, "resume")?;
+                notify(cx, other, "last words")?;
+                let id = cx.app.members[other];
+                cx.conn.peer(id).expect("open").close();
+            }
             "close" | "twice" | "end" | "abort" | "input" => {
                 notify(cx, other, "last words")?;
                 let id = cx.app.members[other];
@@ -101,6 +107,9 @@ impl Handler<Club> for Member {
             cx.conn.close();
             let late = cx.conn.send("after the close\n");
             assert!(matches!(late, Err(SendError::Closed)), "{late:?}");
+        }
+        if &*note.0 == "resume" {
+            cx.conn.resume();
         }
         if &*note.0 == "ping" {
             // For ever, from one to the other.
@@ -166,6 +175,23 @@ fn a_close_comes_behind_the_messages_before_it() {
         let stats = sim.stats();
         assert_eq!((stats.closed(reason), stats.undeliverable), (1, 0));
     }
+}
+
+/// Nor after a pause that the handler ends meanwhile, with an iteration between two messages.
+#[test]
+fn a_resume_before_a_close_delivers_no_frame() {
+    let (mut sim, one, other) = club(Config::new().with(|config| config.budgets.commands = 1));
+    sim.send(one, b"resume\n");
+    sim.send(other, b"hello\n");
+    linger(&mut sim);
+    let seen = [
+        "0 line resume",
+        "1 note resume",
+        "1 note last words",
+        "1 closed by handler",
+    ];
+    assert_eq!(sim.app().seen, seen);
+    assert_eq!(sim.received(other), b"resume\nlast words\n");
 }
 
 #[test]

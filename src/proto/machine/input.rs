@@ -478,7 +478,7 @@ impl Machine {
     }
 
     pub(crate) fn resume(&mut self, now: Time) {
-        if self.status.recv.resume() {
+        if !self.parts().ending.closes_behind() && self.status.recv.resume() {
             self.resume_clocks(now);
         }
     }
