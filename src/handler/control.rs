@@ -443,7 +443,8 @@ impl<'a, A> Control<'a, A> {
     /// **Events are edges**: the next one comes only after more has happened. So make it
     /// non-blocking, and go on until it returns `WouldBlock`; else set a timer for the remainder. A
     /// call may be for nothing. A panic of `callback` is caught, logged and counted; the
-    /// descriptor is watched on.
+    /// descriptor is watched on. One that `callback` puts in its place is not watched: end this
+    /// watch, and begin another.
     ///
     /// ```
     /// # use std::io;

@@ -432,7 +432,9 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         let Some((descriptor, watched)) = user.watches.remove(id) else {
             return false;
         };
-        core.os.unwatch(descriptor);
+        if let Some(descriptor) = descriptor {
+            core.os.unwatch(descriptor);
+        }
         core.guard.drop("a descriptor's callback", watched);
         true
     }

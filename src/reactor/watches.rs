@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use super::os::Token;
 use super::slots::Slots;
+use crate::catch::catch;
 use crate::handler::Watched;
 use crate::id::{ServerNumber, WatchId};
 
@@ -12,7 +13,8 @@ type Boxed<A> = Box<dyn Watched<A>>;
 
 struct Watch<A> {
     id: WatchId,
-    descriptor: RawFd,
+    /// `None` once the callback has replaced it: another's may have its number.
+    descriptor: Option<RawFd>,
     /// `None` while it runs.
     watched: Option<Boxed<A>>,
     /// It waits for its callback.
@@ -57,7 +59,7 @@ impl<A> Watches<A> {
         self.count += 1;
         self.all.insert(Watch {
             id,
-            descriptor: watched.fd().as_raw_fd(),
+            descriptor: Some(watched.fd().as_raw_fd()),
             watched: Some(watched),
             is_ready: false,
         });
@@ -65,7 +67,7 @@ impl<A> Watches<A> {
 
     /// Returns the descriptor that is not watched any more, and its callback unless that runs.
     #[must_use = "a callback's destructor is foreign code"]
-    pub(super) fn remove(&mut self, id: WatchId) -> Option<(RawFd, Option<Boxed<A>>)> {
+    pub(super) fn remove(&mut self, id: WatchId) -> Option<(Option<RawFd>, Option<Boxed<A>>)> {
         self.all.get(id.slot).filter(|watch| watch.id == id)?;
         let watch = self.all.remove(id.slot)?;
         Some((watch.descriptor, watch.watched))
@@ -107,6 +109,9 @@ impl<A> Watches<A> {
     pub(super) fn restore(&mut self, id: WatchId, watched: Boxed<A>) -> Option<Boxed<A>> {
         match self.all.get_mut(id.slot).filter(|watch| watch.id == id) {
             Some(watch) => {
+                // Foreign code, which may panic.
+                let now = catch(|| watched.fd().as_raw_fd()).ok();
+                watch.descriptor = watch.descriptor.filter(|_| watch.descriptor == now);
                 watch.watched = Some(watched);
                 None
             }

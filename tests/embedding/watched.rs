@@ -11,7 +11,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use kit::net::{connect, local, ping, spawn, turns_until, Echo, PATIENCE};
-use portcullis::{Config, Control, Error, Interest, Server, WatchId};
+use portcullis::{
+    Config, Connect, Context, Control, Error, Framing, Handler, Interest, Outcome, Server, WatchId,
+};
 
 /// Texts that were read.
 type Seen = Vec<String>;
@@ -222,4 +224,52 @@ fn a_server_that_is_dropped_drops_the_descriptors() {
     assert!(!other.control().unwatch(id), "of another server");
     drop(server);
     assert_eq!(theirs.read(&mut [0; 1]).expect("the end"), 0);
+}
+
+/// A callback replaces its descriptor. The number of the former one may be a connection's since.
+#[test]
+fn the_end_of_a_watch_harms_no_other_descriptor() {
+    let (mut server, mut seen) = (server(), Seen::new());
+    let (ours, mut theirs) = pair();
+    let (next, _peer) = pair();
+    let mut replacement = Some(next);
+    let replaces = move |seen: &mut Seen, _: &mut Control<'_, Seen>, ours: &mut UnixStream| {
+        if let Some(next) = replacement.take() {
+            *ours = next;
+            seen.push("replaced".to_owned());
+        }
+    };
+    let watched = server.control().watch(ours, Interest::Readable, replaces);
+    theirs.write_all(b"one").expect("sent");
+    until(&mut server, &mut seen, &["replaced"]);
+    // One of these has the former number.
+    let adopt = |server: &mut Server<Seen>| {
+        let (socket, client) = pair();
+        let options = Connect::new(Framing::Line);
+        let adopted = server.control().adopt(socket, options, Says);
+        adopted.expect("adopted");
+        client
+    };
+    let mut clients: Vec<_> = (0..8).map(|_| adopt(&mut server)).collect();
+    turns_until(&mut server, &mut seen, |_, seen| seen.len() == 9);
+    assert!(server.control().unwatch(watched.expect("watched")));
+    for client in &mut clients {
+        client.write_all(b"hello\n").expect("sent");
+    }
+    turns_until(&mut server, &mut seen, |_, seen| seen.len() == 17);
+}
+
+/// Notes that it opened, and its frames.
+struct Says;
+
+impl Handler<Seen> for Says {
+    fn on_open(&mut self, cx: &mut Context<'_, Seen>) -> Outcome {
+        cx.app.push("opened".to_owned());
+        Ok(())
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_, Seen>, _: &[u8]) -> Outcome {
+        cx.app.push("frame".to_owned());
+        Ok(())
+    }
 }
