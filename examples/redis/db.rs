@@ -1,6 +1,7 @@
 //! The keys: strings and lists, their deadlines, and the memory that they take.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -122,7 +123,8 @@ pub struct Db {
     entries: HashMap<Rc<[u8]>, Entry>,
     /// The entries with a deadline, the first to expire first.
     deadlines: BTreeSet<(i64, Rc<[u8]>)>,
-    now: i64,
+    /// The time of the running command, once it is needed.
+    now: Cell<Option<i64>>,
     /// Number of counted bytes, at most `max`. Subscriptions are counted here too.
     pub used: usize,
     pub max: usize,
@@ -136,20 +138,22 @@ impl Db {
         Self {
             entries: HashMap::new(),
             deadlines: BTreeSet::new(),
-            now: now(),
+            now: Cell::default(),
             used: 0,
             max,
             expired: 0,
         }
     }
 
-    /// Reads the clock. A key expires between commands, never within one.
+    /// Begins a command or a step of the expiry. A key expires between commands, never within one.
     pub fn update_clock(&mut self) {
-        self.now = now();
+        self.now.set(None);
     }
 
     pub fn now(&self) -> i64 {
-        self.now
+        let now = self.now.get().unwrap_or_else(now);
+        self.now.set(Some(now));
+        now
     }
 
     pub fn len(&self) -> usize {
@@ -190,14 +194,27 @@ impl Db {
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
-        let is_due = |entry: &Entry| entry.deadline.is_some_and(|deadline| deadline <= self.now);
+        let is_due = |entry: &Entry| {
+            entry
+                .deadline
+                .is_some_and(|deadline| deadline <= self.now())
+        };
         let live = self.entries.iter().filter(move |(_, entry)| !is_due(entry));
         live.map(|(key, _)| &**key)
     }
 
     pub fn set(&mut self, key: &[u8], value: Value, deadline: Option<i64>) {
-        self.remove(key);
-        self.insert(key.into(), Entry { value, deadline });
+        match self.entries.get_mut(key) {
+            Some(entry) if entry.deadline.is_none() && deadline.is_none() => {
+                self.used -= entry.value.size();
+                self.used += value.size();
+                entry.value = value;
+            }
+            _ => {
+                self.remove(key);
+                self.insert(key.into(), Entry { value, deadline });
+            }
+        }
     }
 
     /// Sets or removes the deadline of a key, if there is such a key.
@@ -247,7 +264,7 @@ impl Db {
         self.update_clock();
         for _ in 0..EXPIRE_STEP {
             let (deadline, key) = self.deadlines.first()?.clone();
-            if let Ok(left @ 1..) = u64::try_from(deadline.saturating_sub(self.now)) {
+            if let Ok(left @ 1..) = u64::try_from(deadline.saturating_sub(self.now())) {
                 return Some(Duration::from_millis(left));
             }
             self.drop_expired(&key);
@@ -256,8 +273,11 @@ impl Db {
     }
 
     fn drop_expired(&mut self, key: &[u8]) {
+        if self.deadlines.is_empty() {
+            return;
+        }
         let deadline = self.entries.get(key).and_then(|entry| entry.deadline);
-        if deadline.is_some_and(|deadline| deadline <= self.now) {
+        if deadline.is_some_and(|deadline| deadline <= self.now()) {
             self.unlink(key);
             self.expired += 1;
         }
@@ -269,6 +289,7 @@ impl Db {
     }
 
     // Every key comes and goes through these two functions: deadlines and memory stay exact.
+    // [`Db::set`] replaces a value in its place.
 
     fn insert(&mut self, key: Rc<[u8]>, entry: Entry) {
         self.used += entry.size(&key);

@@ -175,8 +175,10 @@ fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(Option<i64>, usiz
 
 /// Reads an integer in its one canonical form, as Redis does: no `+1`, no `01`.
 pub fn integer(text: &[u8]) -> Option<i64> {
-    let number: i64 = std::str::from_utf8(text).ok()?.parse().ok()?;
-    (number.to_string().as_bytes() == text).then_some(number)
+    match text.strip_prefix(b"-").unwrap_or(text) {
+        [b'1'..=b'9', ..] => std::str::from_utf8(text).ok()?.parse().ok(),
+        _ => (text == b"0").then_some(0),
+    }
 }
 
 /// One reply under construction. Beyond its limit it takes no more, so that a command that asks for

@@ -91,8 +91,7 @@ fn set(
             _ => return Err(SYNTAX.into()),
         }
     }
-    let exists = db.get(key).is_some();
-    let sets = must_exist.is_none_or(|must_exist| must_exist == exists);
+    let sets = must_exist.is_none_or(|must_exist| must_exist == db.get(key).is_some());
     if returns_old {
         reply.bulk_or_null(db.string(key)?);
     } else if sets {
