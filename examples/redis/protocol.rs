@@ -175,10 +175,19 @@ fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(Option<i64>, usiz
 
 /// Reads an integer in its one canonical form, as Redis does: no `+1`, no `01`.
 pub fn integer(text: &[u8]) -> Option<i64> {
-    match text.strip_prefix(b"-").unwrap_or(text) {
-        [b'1'..=b'9', ..] => std::str::from_utf8(text).ok()?.parse().ok(),
-        _ => (text == b"0").then_some(0),
+    let (sign, digits) = match text {
+        [b'-', digits @ ..] => (-1, digits),
+        digits => (1, digits),
+    };
+    if !matches!(digits, [b'1'..=b'9', ..]) {
+        return (text == b"0").then_some(0);
     }
+    digits.iter().try_fold(0_i64, |number, digit| match digit {
+        b'0'..=b'9' => number
+            .checked_mul(10)?
+            .checked_add(sign * i64::from(digit - b'0')),
+        _ => None,
+    })
 }
 
 /// One reply under construction. Beyond its limit it takes no more, so that a command that asks for
