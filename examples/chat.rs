@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use portcullis::{
-    Closed, Config, ConnId, Context, Framing, Handler, Listen, Outcome, SendError, Server,
+    Closed, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Payload, SendError, Server,
 };
 
 #[path = "support/terminal.rs"]
@@ -32,40 +32,32 @@ impl Handler<Room> for Member {
             cx.app.members.len() + 1
         );
         cx.app.members.insert(cx.conn.id());
-        tell_all(cx, line.as_bytes());
+        tell_all(cx, line);
         Ok(())
     }
 
     fn on_frame(&mut self, cx: &mut Context<'_, Room>, line: &[u8]) -> Outcome {
-        let said = [self.name.as_bytes(), b": ", line].concat();
-        tell_all(cx, &said);
+        tell_all(cx, (&self.name, ": ", line));
         Ok(())
     }
 
     fn on_close(&mut self, cx: &mut Context<'_, Room>, closed: &Closed) {
         cx.app.members.remove(&cx.conn.id());
         let line = format!("* {} has gone ({closed})\n", self.name);
-        tell_all(cx, line.as_bytes());
+        tell_all(cx, line);
     }
 }
 
 /// Sends a line to every member. What one of them does not take is no reason to close this connection, so there is no `?`.
-fn tell_all(cx: &mut Context<'_, Room>, line: &[u8]) {
-    let mut slow = Vec::new();
-    for &id in &cx.app.members {
-        let Some(mut member) = cx.conn.peer(id) else {
-            continue;
-        };
-        // Any other error says that it is on its way out: `on_close` is to come.
-        if let Err(SendError::Full { .. }) = member.send(line) {
-            // Its output limit is reached: it would hold the lines of a whole day.
-            member.abort();
-            slow.push(id);
+fn tell_all(cx: &mut Context<'_, Room>, line: impl Payload) {
+    let said = cx.conn.broadcast(cx.app.members.iter().copied(), line);
+    for (id, error) in said.refused {
+        // Its output limit is reached: it would hold the lines of a whole day.
+        if let (SendError::Full { .. }, Some(mut slow)) = (error, cx.conn.peer(id)) {
+            slow.abort();
+            cx.app.members.remove(&id);
+            cx.app.evicted += 1;
         }
-    }
-    for id in slow {
-        cx.app.members.remove(&id);
-        cx.app.evicted += 1;
     }
 }
 

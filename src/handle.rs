@@ -16,6 +16,7 @@ use crate::handler::Control;
 use crate::id::{ConnId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
+use crate::proto::{kept, Chunk, Payload};
 use crate::stats::Stats;
 use answer::question;
 pub use answer::Answer;
@@ -42,8 +43,10 @@ pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
 /// before them if these exceed a budget or take longer than 50 ms. Frames before a stop or drain
 /// are sent first all the same.
 ///
-/// A queued frame, message, kill or job that fails, or that a server leaves behind at its end, is
-/// counted in [`Stats::undeliverable`](crate::Stats::undeliverable).
+/// A queued frame, message or kill that fails is counted in
+/// [`Stats::undeliverable`](crate::Stats::undeliverable), as is each of them, or a job, that a
+/// server leaves behind at its end. A job that panics is counted in
+/// [`Stats::panics`](crate::Stats::panics).
 ///
 /// [`Server::handle`](crate::Server::handle) returns a handle before the server runs. Handlers that
 /// pass it to workers keep it in the application's state.
@@ -119,7 +122,8 @@ impl<A> Handle<A> {
 
     // One connection.
 
-    /// Queues one frame for a connection. The loop frames it. Before the connection is open the
+    /// Queues one frame for a connection. A payload that is borrowed or in parts is copied; one
+    /// that was given away or is shared is not. The loop frames it. Before the connection is open the
     /// frame waits until it is, and the defaults of
     /// [`Handler::on_finish`](crate::Handler::on_finish) and
     /// [`Handler::on_drain`](crate::Handler::on_drain) wait for the frame. While the connection
@@ -134,8 +138,46 @@ impl<A> Handle<A> {
     ///
     /// [`HandleError::NoConnection`] if the connection has gone or left the loop, or is another
     /// server's; [`HandleError::QueueFull`], [`HandleError::ServerGone`].
-    pub fn send(&self, id: ConnId, frame: impl Into<Vec<u8>>) -> Result<(), HandleError> {
-        self.live(id)?.push(Command::Send(id, frame.into()))
+    pub fn send(&self, id: ConnId, frame: impl Payload) -> Result<(), HandleError> {
+        let server = self.live(id)?;
+        server.push(Command::Send(id, frame.lend(kept)))
+    }
+
+    /// Queues one frame for each of these connections, as [`Handle::send`]. The payload is stored
+    /// once, and counts once for [`QueueLimits::bytes`](crate::QueueLimits::bytes). Each connection
+    /// counts as a command.
+    ///
+    /// Returns the number of connections for which it was queued. The others have gone or left the
+    /// loop, or a queue was full.
+    ///
+    /// ```
+    /// # use portcullis::{ConnId, Handle};
+    /// fn announce(shards: &Handle, members: &[ConnId], words: String) {
+    ///     let queued = shards.broadcast(members.iter().copied(), words);
+    ///     println!("{queued} of {} members", members.len());
+    /// }
+    /// ```
+    pub fn broadcast(&self, ids: impl IntoIterator<Item = ConnId>, frame: impl Payload) -> usize {
+        frame.lend(|chunks| {
+            let frame: Arc<[u8]> = kept(chunks).into();
+            let (mut queued, mut charged) = (0, Vec::<&Shared<A>>::new());
+            for id in ids {
+                let Ok(server) = self.live(id) else {
+                    continue;
+                };
+                // The first command in each shard's queue is charged with the bytes.
+                let is_first = !charged.iter().any(|other| std::ptr::eq(*other, server));
+                let frame = match is_first {
+                    true => Chunk::Shared(Arc::clone(&frame)),
+                    false => Chunk::Counted(Arc::clone(&frame)),
+                };
+                if server.push(Command::Send(id, frame)).is_ok() {
+                    queued += 1;
+                    charged.extend(is_first.then_some(server));
+                }
+            }
+            queued
+        })
     }
 
     /// Gives a connection's handler a message: [`Handler::on_message`](crate::Handler::on_message).

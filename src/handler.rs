@@ -4,6 +4,7 @@
 mod conn;
 mod control;
 mod outgoing;
+mod sending;
 
 use std::any::Any;
 use std::io;
@@ -13,10 +14,12 @@ use crate::addr::{Addr, Credentials};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::ProxyHeader;
 use crate::reason::{Closed, Outcome};
-pub(crate) use conn::ConnOps;
 pub use conn::{Conn, ConnInfo, Context};
+pub(crate) use conn::{ConnOps, WriteFrame};
 pub(crate) use control::{AlarmCallback, ControlOps, LocalJob, Watched};
 pub use control::{Control, Interest};
+pub(crate) use sending::broadcast;
+pub use sending::Broadcast;
 
 /// A message of [`Handle::notify`](crate::Handle::notify) or [`Conn::notify`] to a connection's
 /// handler: see [`Handler::on_message`].
@@ -132,6 +135,13 @@ pub trait Handler<A = ()> {
         Ok(())
     }
 
+    /// Called once, after [`Conn::notify_flushed`], when all that was sent before the call has left
+    /// to the kernel.
+    #[allow(unused_variables)]
+    fn on_flushed(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        Ok(())
+    }
+
     /// Called when a timer of [`Conn::set_timer`] is due.
     #[allow(unused_variables)]
     fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {
@@ -220,6 +230,10 @@ impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
 
     fn on_writable(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         (**self).on_writable(cx)
+    }
+
+    fn on_flushed(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        (**self).on_flushed(cx)
     }
 
     fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {

@@ -161,15 +161,16 @@ pub use detached::{Detached, Place};
 pub use error::{Error, Result};
 pub use handle::{Answer, Handle, HandleError};
 pub use handler::{
-    try_accept, Conn, ConnInfo, Context, Control, Handler, Interest, Message, Peer, Refuse, Service,
+    try_accept, Broadcast, Conn, ConnInfo, Context, Control, Handler, Interest, Message, Peer,
+    Refuse, Service,
 };
 pub use histogram::{Histogram, Histograms};
 pub use id::{AlarmId, ConnId, ListenerId, ListenerRef, TimerId, WatchId};
 pub use listener_info::{ListenerInfo, ListenerState};
 pub use metrics::Metrics;
 pub use proto::{
-    Decoded, FrameBuf, FrameError, Framer, Framing, ProxyError, ProxyHeader, ProxySsl, ProxyTlvs,
-    Rate, SendError, State, Traffic,
+    Decoded, FrameBuf, FrameError, Framer, Framing, Payload, ProxyError, ProxyHeader, ProxySsl,
+    ProxyTlvs, Rate, SendError, State, Traffic,
 };
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;

@@ -186,14 +186,11 @@ fn a_peer_that_breaks_the_protocol_is_not_news() {
 
 #[test]
 fn a_framer_that_refuses_is_not_news() {
-    use portcullis::{Decoded, FrameBuf, FrameError, Framer};
+    use portcullis::{Decoded, FrameError, Framer};
     struct Strict;
     impl Framer for Strict {
         fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
             Err(FrameError::new("not my language"))
-        }
-        fn encode(&mut self, _: &[u8], _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-            Ok(())
         }
     }
     let _turn = capture();

@@ -32,9 +32,9 @@ impl Framer for Packet2 {
         })
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(&header(payload).map_err(FrameError::new)?);
-        out.put(payload);
+    fn header(&mut self, length: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        let length = u16::try_from(length).map_err(FrameError::new)?;
+        out.put(&length.to_be_bytes());
         Ok(())
     }
 }

@@ -105,8 +105,10 @@ fn main() {
     let (framing, message) = message(&work);
     let batch = message.repeat(work.window);
     let mut config = Config::max_connections(work.conns + 1);
-    let mut listen = Listen::tcp("127.0.0.1:0", framing)
-        .with(|listen| listen.conn.idle_timeout = Duration::from_secs(300));
+    let mut listen = Listen::tcp("127.0.0.1:0", framing).with(|listen| {
+        listen.conn.idle_timeout = Duration::from_secs(300);
+        listen.conn.max_frame = Some(1024 * 1024);
+    });
     // None of them is ever reached.
     let much = Rate::per_second(1_000_000_000);
     match work.with.as_str() {

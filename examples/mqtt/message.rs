@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::packet::{Publish, Qos};
 
@@ -38,7 +39,7 @@ impl Drop for Charge {
 /// A message, shared by all places that keep it.
 pub struct Message {
     pub topic: Rc<str>,
-    pub payload: Box<[u8]>,
+    pub payload: Arc<[u8]>,
     pub qos: Qos,
     charge: Charge,
 }
@@ -78,8 +79,9 @@ impl Delivery {
         }
     }
 
-    /// PUBLISH with this identifier; a duplicate if it was sent before.
-    pub fn write(&self, id: u16) -> Vec<u8> {
+    /// PUBLISH with this identifier; a duplicate if it was sent before. Its second part is the
+    /// payload, which all subscribers share.
+    pub fn write(&self, id: u16) -> (Vec<u8>, Arc<[u8]>) {
         let publish = Publish {
             topic: &self.message.topic,
             payload: &self.message.payload,
@@ -87,6 +89,7 @@ impl Delivery {
             retain: self.retain,
             id,
         };
-        publish.write(self.id.is_some())
+        let head = publish.head(self.id.is_some());
+        (head, Arc::clone(&self.message.payload))
     }
 }

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::fmt;
 
-use portcullis::{Decoded, FrameBuf, FrameError, Framer};
+use portcullis::{Decoded, FrameError, Framer};
 
 use crate::topics;
 
@@ -83,15 +83,6 @@ impl Framer for ControlPackets {
             payload: 0..total,
             consumed: total,
         })
-    }
-
-    fn encode(
-        &mut self,
-        packet: &[u8],
-        out: &mut FrameBuf<'_>,
-    ) -> std::result::Result<(), FrameError> {
-        out.put(packet);
-        Ok(())
     }
 }
 
@@ -346,8 +337,8 @@ pub fn pingresp() -> [u8; 2] {
 }
 
 impl Publish<'_> {
-    /// PUBLISH of this message.
-    pub fn write(&self, dup: bool) -> Vec<u8> {
+    /// PUBLISH of this message, without the payload, which follows.
+    pub fn head(&self, dup: bool) -> Vec<u8> {
         let dup = if dup { DUP } else { 0 };
         let first = PUBLISH | dup | (self.qos as u8) << 1 | u8::from(self.retain);
         // A topic comes from a packet, where its length had two bytes.
@@ -358,13 +349,23 @@ impl Publish<'_> {
         } else {
             &id
         };
-        packet(first, &[&length, self.topic.as_bytes(), id, self.payload])
+        head(
+            first,
+            &[&length, self.topic.as_bytes(), id],
+            self.payload.len(),
+        )
     }
 }
 
 /// A packet with this body.
 fn packet(first: u8, body: &[&[u8]]) -> Vec<u8> {
+    head(first, body, 0)
+}
+
+/// A packet with this body, behind which `more` bytes of it follow.
+fn head(first: u8, body: &[&[u8]], more: usize) -> Vec<u8> {
     let mut length: usize = body.iter().map(|part| part.len()).sum();
+    length += more;
     let mut packet = Vec::with_capacity(MAX_HEADER + length);
     packet.push(first);
     loop {

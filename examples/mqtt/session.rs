@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use portcullis::{Conn, ConnId};
@@ -68,7 +69,7 @@ impl Session {
         }
     }
 
-    fn next_in_flight(&mut self, window: usize) -> Option<Vec<u8>> {
+    fn next_in_flight(&mut self, window: usize) -> Option<(Vec<u8>, Arc<[u8]>)> {
         if self.in_flight.len() >= window {
             return None;
         }

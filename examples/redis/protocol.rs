@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::Write;
 use std::ops::Range;
 
-use portcullis::{Decoded, FrameBuf, FrameError, Framer};
+use portcullis::{Decoded, FrameError, Framer};
 
 /// Maximum length of an inline command, as in Redis.
 pub const MAX_INLINE: usize = 64 * 1024;
@@ -126,12 +126,6 @@ impl Framer for Commands {
         }
         Ok(decoded)
     }
-
-    /// Replies are complete as they are: see [`Reply`].
-    fn encode(&mut self, reply: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(reply);
-        Ok(())
-    }
 }
 
 /// Reads `*3` at the front of a command: the number of arguments, and where the first one begins.
@@ -207,8 +201,8 @@ impl Reply {
         }
     }
 
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// Whether the reply is incomplete because of its limit.

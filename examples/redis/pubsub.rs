@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use portcullis::{ConnId, Context};
+use portcullis::{ConnId, Context, SendError};
 
 use crate::commands::OOM;
 use crate::db::{item_size, Failure};
 use crate::glob;
 use crate::protocol::Reply;
-use crate::{deliver, App, Client};
+use crate::{App, Client};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -148,7 +148,7 @@ fn publish(cx: &mut Context<'_, App>, channel: &[u8], message: &[u8]) -> Result<
 
     let receivers = matching.iter().map(|(_, ids)| ids.len()).sum();
     // `--buffer-limit` is applied only when this callback has returned.
-    if message.len().saturating_mul(receivers) > cx.app.options.buffer_limit / 2 {
+    if message.len().saturating_mul(matching.len()) > cx.app.options.buffer_limit / 2 {
         return Err(OOM.into());
     }
     let mut evicted = 0;
@@ -158,9 +158,14 @@ fn publish(cx: &mut Context<'_, App>, channel: &[u8], message: &[u8]) -> Result<
             Kind::Channel => push.bulks([b"message", channel, message]),
             Kind::Pattern => push.bulks([b"pmessage", &topic[..], channel, message]),
         }
-        for &id in subscribers {
-            if let Some(mut subscriber) = cx.conn.peer(id) {
-                evicted += u64::from(!deliver(&mut subscriber, push.bytes()));
+        let sent = cx
+            .conn
+            .broadcast(subscribers.iter().copied(), push.into_bytes());
+        for (id, error) in sent.refused {
+            // At its output limit a subscriber is closed.
+            if let (SendError::Full { .. }, Some(mut slow)) = (error, cx.conn.peer(id)) {
+                slow.abort(); // at once, with all that is pending
+                evicted += 1;
             }
         }
     }

@@ -162,12 +162,6 @@ impl Framer for Frames {
         }
         Ok(())
     }
-
-    /// Frames are complete as [`frame`] has made them, once for all that get them.
-    fn encode(&mut self, frame: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(frame);
-        Ok(())
-    }
 }
 
 /// Makes a frame of the server's: whole, and not masked.

@@ -5,8 +5,7 @@ use std::time::Duration;
 use base64::prelude::{Engine, BASE64_STANDARD};
 use httparse::{Request, EMPTY_HEADER};
 use portcullis::{
-    Close, CloseReason, Closed, Context, Decoded, FrameBuf, FrameError, Framer, Framing, Handler,
-    Outcome,
+    Close, CloseReason, Closed, Context, Decoded, FrameError, Framer, Framing, Handler, Outcome,
 };
 use sha1::{Digest, Sha1};
 
@@ -45,11 +44,6 @@ impl Framer for Head {
             payload: 0..end,
             consumed: end,
         })
-    }
-
-    fn encode(&mut self, response: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(response);
-        Ok(())
     }
 }
 

@@ -53,9 +53,8 @@ impl Framer for Counted {
         Ok(())
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(&[u8::try_from(payload.len()).map_err(FrameError::new)?]);
-        out.put(payload);
+    fn header(&mut self, length: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        out.put(&[u8::try_from(length).map_err(FrameError::new)?]);
         Ok(())
     }
 }

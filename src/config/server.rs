@@ -143,7 +143,7 @@ pub struct QueueLimits {
     /// an answer, are refused at twice this number. Defaults to 65,536, at least 1.
     pub commands: usize,
     /// Maximum number of bytes that queued frames, messages and posted jobs occupy, with their
-    /// entries in the queue. Methods that wait for an answer are refused at twice this number: a job
+    /// entries in the queue; the payload of a broadcast once. Methods that wait for an answer are refused at twice this number: a job
     /// occupies the queue until it runs, also after its caller's timeout. Memory that a message or
     /// job owns elsewhere is not counted. An empty queue takes one command of any size. Defaults to
     /// 64 MiB.

@@ -15,6 +15,7 @@ use crate::config::QueueLimits;
 use crate::handler::Control;
 use crate::id::ConnId;
 use crate::logs;
+use crate::proto::Chunk;
 use crate::stats::Stats;
 
 /// Makes the loop's poll return, from any thread.
@@ -25,7 +26,7 @@ pub(crate) trait Wake: Send + Sync {
 pub(super) type Job<A> = Box<dyn FnOnce(&mut A, &mut Control<'_, A>) + Send>;
 
 pub(crate) enum Command<A> {
-    Send(ConnId, Vec<u8>),
+    Send(ConnId, Chunk<'static>),
     Notify(ConnId, Box<dyn Any + Send>),
     Kill(ConnId),
     Post(Job<A>),
@@ -39,7 +40,7 @@ impl<A> Command<A> {
     /// Bytes of memory that it occupies, without what a job or message owns elsewhere.
     fn bytes(&self) -> usize {
         let owned = match self {
-            Self::Send(_, frame) => frame.capacity(),
+            Self::Send(_, frame) => frame.memory(),
             Self::Notify(_, message) => size_of_val(&**message),
             Self::Post(job) | Self::Call(job) => size_of_val(&**job),
             Self::Kill(_) | Self::Drain(_) | Self::Stop => 0,
@@ -70,9 +71,7 @@ impl<A> Command<A> {
     /// Returns a frame's spare capacity, if that is more than the frame.
     fn shrink(&mut self) {
         if let Self::Send(_, frame) = self {
-            if frame.capacity() / 2 > frame.len() {
-                frame.shrink_to_fit();
-            }
+            frame.shrink();
         }
     }
 }
@@ -427,7 +426,7 @@ mod tests {
     }
 
     fn send(index: u32) -> Command<()> {
-        Command::Send(id(index), Vec::new())
+        Command::Send(id(index), Chunk::Borrowed(&[]))
     }
 
     fn queue(commands: Vec<Command<()>>) -> Shared<()> {

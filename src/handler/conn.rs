@@ -14,8 +14,8 @@ use crate::detached::Detached;
 use crate::error::{Error, Result as ServerResult};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{
-    ConnConfig, Framer, Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft,
-    Traffic,
+    Chunk, ConnConfig, FrameBuf, FrameError, Framer, Framing, Machine, Pool, ProxyHeader,
+    SendError, State, Time, TimeLeft, Traffic,
 };
 use crate::reason::{Close, Closed};
 
@@ -46,11 +46,16 @@ impl<A> fmt::Debug for Context<'_, A> {
     }
 }
 
+/// Appends the payload of a frame.
+pub(crate) type WriteFrame<'a> = dyn FnMut(&mut FrameBuf<'_>) -> Result<(), FrameError> + 'a;
+
 /// The server's side of a [`Conn`]. Effects on sockets wait for the end of the connection's turn,
 /// so that no callback is entered from inside another.
 pub(crate) trait ConnOps<A> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)>;
     fn send(&mut self, id: ConnId, frame: &[u8]) -> Result<(), Box<SendError>>;
+    fn send_chunks(&mut self, id: ConnId, payload: &mut [Chunk<'_>]) -> Result<(), Box<SendError>>;
+    fn send_with(&mut self, id: ConnId, write: &mut WriteFrame<'_>) -> Result<(), SendError>;
     fn machine_ref(&self, id: ConnId) -> Option<&Machine>;
     /// Schedules a turn of the connection after an operation on it.
     fn touch(&mut self, id: ConnId);
@@ -96,31 +101,6 @@ impl<'a, A> Conn<'a, A> {
     pub(crate) fn find(ops: &'a mut (dyn ControlOps<A> + 'a), id: ConnId) -> Option<Self> {
         ops.machine_ref(id)?;
         Some(Self { ops, id })
-    }
-
-    /// Queues one frame.
-    ///
-    /// One write at the end of the turn sends all frames of that turn. Pending output is written
-    /// before if this frame has 32 KiB or more, or would reach the high watermark. In the clear, a
-    /// frame of 32 KiB or more is then written at once, and only the remainder is queued. Once the
-    /// server has written 64 MiB in an iteration, frames are only queued, so that every callback
-    /// ends.
-    ///
-    /// `frame` is any kind of bytes: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no
-    /// delimiter: send it with the line.
-    ///
-    /// At the high watermark, reading from this connection stops until the peer has taken enough. A
-    /// handler that only answers needs nothing else, unless its clients write all their requests
-    /// before they read an answer ([`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex)).
-    ///
-    /// # Errors
-    ///
-    /// [`SendError`]: the connection is closing or not open, its peer is too slow (the output
-    /// limit), or the framing refuses the frame. No part of the frame was queued.
-    pub fn send(&mut self, frame: impl AsRef<[u8]>) -> Result<(), SendError> {
-        self.ops
-            .send(self.id, frame.as_ref())
-            .map_err(|error| *error)
     }
 
     /// Closes in order: flushes pending output, then sends close_notify over TLS, then FIN. No more
@@ -278,7 +258,10 @@ impl<'a, A> Conn<'a, A> {
     /// A framing with parameters that [`Server::listen`](crate::Server::listen) would refuse closes
     /// the connection as [`BadFrame`](crate::CloseReason::BadFrame) at the next input.
     pub fn set_framing(&mut self, framing: &Framing) {
-        self.change(|machine, _, _| machine.set_framing(framing));
+        let mut before = None;
+        self.change(|machine, _, _| before = Some(machine.set_framing(framing)));
+        // The last step: the destructor of a framer is foreign code.
+        drop(before);
     }
 
     /// Returns the connection's own [`Framer`](crate::Framer), if it is an `F`. `None` for another
@@ -303,9 +286,8 @@ impl<'a, A> Conn<'a, A> {
     ///         self.kind = kind;
     ///         Ok(Decoded::Frame { payload: 2..end, consumed: end })
     ///     }
-    ///     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-    ///         out.put(&[u8::try_from(payload.len()).map_err(FrameError::new)?, self.kind]);
-    ///         out.put(payload);
+    ///     fn header(&mut self, length: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+    ///         out.put(&[u8::try_from(length).map_err(FrameError::new)?, self.kind]);
     ///         Ok(())
     ///     }
     /// }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::{Conn, ConnInfo, ConnOps, Handler};
+use super::{broadcast, Broadcast, Conn, ConnInfo, ConnOps, Handler};
 use crate::access::{parse, Prefix};
 use crate::addr::{Addr, AddrError};
 use crate::alarm::{Alarm, AlarmInfo};
@@ -17,6 +17,7 @@ use crate::histogram::Histograms;
 use crate::id::{AlarmId, ConnId, ListenerRef, TimerId, WatchId};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
+use crate::proto::Payload;
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
 use crate::tree::Tree;
@@ -121,6 +122,18 @@ impl<'a, A> Control<'a, A> {
         A: 'a,
     {
         Conn::find(&mut *self.ops, id)
+    }
+
+    /// Sends one frame to each of these connections: see [`Conn::broadcast`].
+    pub fn broadcast(
+        &mut self,
+        ids: impl IntoIterator<Item = ConnId>,
+        frame: impl Payload,
+    ) -> Broadcast
+    where
+        A: 'a,
+    {
+        broadcast(&mut *self.ops, ids, frame)
     }
 
     /// Begins an outgoing connection.

@@ -3,12 +3,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::buffers::{Buffers, SendBuffer};
+use super::buffers::Buffers;
 use super::close::{Delivery, Ending};
 use super::deadlines::{Deadlines, Pace};
 use super::proxy::{ProxyHeader, ProxyTlvs};
 use super::rates::Throttle;
 use super::recv::RecvBuffer;
+use super::send_queue::{Held, SendQueue};
 use super::time::Time;
 
 /// A larger send buffer is not kept with spare [`Active`] parts: 64 × 16 KiB in all.
@@ -20,7 +21,7 @@ const MIN_POLL: Duration = Duration::from_millis(10);
 pub(super) struct Active {
     pub(super) recv_buf: RecvBuffer,
     /// Frames from the handler; over TLS still to be encrypted.
-    pub(super) send_buf: SendBuffer,
+    pub(super) send_buf: SendQueue,
     pub(super) deadlines: Deadlines,
     pub(super) ending: Ending,
     /// The addresses and facts that a proxy reported.
@@ -31,7 +32,7 @@ pub(super) struct Active {
 impl Active {
     const NONE: Self = Self {
         recv_buf: RecvBuffer::new(),
-        send_buf: SendBuffer::new(),
+        send_buf: SendQueue::new(),
         deadlines: Deadlines::none(),
         ending: Ending::none(),
         proxy: None,
@@ -139,8 +140,9 @@ impl Active {
 
     /// Returns the memory that its buffers and timers take beyond the turn.
     #[inline]
-    pub(super) fn memory(&self) -> usize {
-        self.recv_buf.memory() + self.send_buf.memory() + self.deadlines.memory()
+    pub(super) fn memory(&self) -> Held {
+        let own = self.recv_buf.memory() + self.deadlines.memory();
+        self.send_buf.memory().plus(own)
     }
 
     #[inline]

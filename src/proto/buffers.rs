@@ -106,6 +106,11 @@ impl SendBuffer {
         }
     }
 
+    #[cfg(feature = "tls")]
+    pub(super) fn of(bytes: Vec<u8>) -> Self {
+        Self { bytes, sent: 0 }
+    }
+
     /// Returns where the next bytes are appended.
     #[inline]
     pub(super) fn tail(&mut self, buffers: &mut Buffers) -> &mut Vec<u8> {

@@ -52,14 +52,14 @@ impl DetachedIo {
         limits: EndLimits,
         tls: Option<Box<Session>>,
         unread: &[u8],
-        unsent: &[u8],
+        unsent: Vec<u8>,
     ) -> Self {
         let mut detached_io = Self {
             limits,
             tls,
             unread: unread.to_vec(),
             read: 0,
-            unsent: unsent.to_vec(),
+            unsent,
             has_lost_output: false,
             failure: None,
             buffers: Vec::new(),
@@ -150,7 +150,7 @@ impl DetachedIo {
         };
         if session.pending().is_empty() && !self.unsent.is_empty() {
             let mut buffers = Buffers::of(std::mem::take(&mut self.buffers));
-            let encrypted = session.encrypt(&self.unsent, &mut buffers);
+            let encrypted = session.encrypt([&self.unsent, &[]], &mut buffers);
             self.buffers = buffers.into_large();
             if let Ok(taken @ 1..) = encrypted {
                 drop(self.unsent.drain(..taken));

@@ -30,7 +30,7 @@ use super::time::Time;
 #[cfg(feature = "tls")]
 use super::tls::TlsInfo;
 use super::tls::{Session, TlsConfig};
-use super::ConnConfig;
+use super::{ConnConfig, Held};
 use crate::reason::CloseReason;
 
 /// The state machine of one connection.
@@ -208,7 +208,7 @@ impl Machine {
     /// Returns the memory that the connection's buffers, PROXY header and peer's certificates take
     /// beyond the turn.
     #[inline]
-    pub(crate) fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> Held {
         let parts = self.parts();
         let (buffers, chain) = self.tls.as_deref().map_or((0, 0), Session::memory);
         let kept = match &parts.proxy {
@@ -217,7 +217,7 @@ impl Machine {
             Some(header) => header.memory() + chain,
             None => chain,
         };
-        parts.memory() + buffers + kept
+        parts.memory().plus(buffers + kept)
     }
 
     /// Returns the bytes that are buffered in either direction.

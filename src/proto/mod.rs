@@ -20,7 +20,7 @@
 //! | part | small half | large half |
 //! |---|---|---|
 //! | receiving | [`recv::Recv`] | [`recv::RecvBuffer`], [`rates::Throttle`] |
-//! | sending | [`send::Send`] | [`buffers::SendBuffer`] |
+//! | sending | [`send::Send`] | [`send_queue::SendQueue`] |
 //! | clocks | | [`deadlines::Deadlines`] |
 //! | closing | [`close::CloseAfterInput`] | [`close::Ending`] |
 //! | TLS | | [`tls::Session`] |
@@ -38,11 +38,13 @@ mod hello;
 mod invariants;
 mod life;
 mod machine;
+mod payload;
 mod pool;
 mod proxy;
 mod rates;
 mod recv;
 mod send;
+mod send_queue;
 #[cfg(feature = "sim")]
 mod snapshot;
 mod state;
@@ -57,11 +59,15 @@ pub(crate) use deadlines::TimeLeft;
 pub(crate) use detached_io::{DetachedIo, EndLimits};
 pub use framing::{Decoded, FrameBuf, FrameError, Framer, Framing};
 pub(crate) use machine::Machine;
+pub use payload::Payload;
+pub(crate) use payload::{kept, length, shared, Chunk};
 pub(crate) use pool::Pool;
 pub use proxy::{ProxyError, ProxyHeader, ProxySsl, ProxyTlvs};
 pub use rates::Rate;
 pub(crate) use rates::{Bucket, SharedMeters};
 pub(crate) use recv::InputCursor;
+pub(crate) use send::Frame;
+pub(crate) use send_queue::{Held, SharedPayloads, PIECES};
 #[cfg(feature = "sim")]
 pub(crate) use snapshot::Fingerprint;
 pub(crate) use state::{Event, NextStep};

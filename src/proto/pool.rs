@@ -1,7 +1,10 @@
 //! What the connections of one server share: spare memory, and the totals of their traffic.
 
+use std::rc::Rc;
+
 use super::active::Active;
 use super::buffers::Buffers;
+use super::send_queue::SharedPayloads;
 use super::state::Traffic;
 use crate::histogram::Histogram;
 
@@ -12,6 +15,8 @@ const MAX_SPARE: usize = 64;
 #[derive(Default)]
 pub(crate) struct Pool {
     pub(super) buffers: Buffers,
+    /// Shared payloads that connections keep.
+    pub(crate) shared: Rc<SharedPayloads>,
     #[allow(clippy::vec_box)] // they stay in place while they change hands
     active: Vec<Box<Active>>,
     /// The traffic of all connections of the server.
@@ -22,11 +27,6 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    #[inline]
-    pub(crate) fn take(&mut self) -> Vec<u8> {
-        self.buffers.take()
-    }
-
     #[inline]
     pub(crate) fn give(&mut self, buffer: Vec<u8>) {
         self.buffers.give(buffer);

@@ -1,10 +1,17 @@
 //! The sending side of a connection: backpressure, its end, and what became of it.
 
+use std::io::IoSlice;
+use std::iter;
+use std::rc::Rc;
+
+use super::buffers::Buffers;
 use super::framing::{Codec, EncodeError};
+use super::payload::{self, Chunk};
+use super::send_queue::{SendQueue, SharedPayloads, PIECES};
 use super::state::SendError;
 
 /// The state of the sending side. Pending output is in the
-/// [`SendBuffer`](super::buffers::SendBuffer).
+/// [`SendQueue`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Send(u8);
 
@@ -17,6 +24,8 @@ impl Send {
     const FINISHING: u8 = 4;
     /// That FIN is sent.
     const FIN_SENT: u8 = 8;
+    /// The handler is to be notified once the marked output has left.
+    const FLUSH_AWAITED: u8 = 16;
 
     /// All flags, for the one test of [`Status::only_frames`](super::status::Status::only_frames).
     #[inline]
@@ -59,30 +68,105 @@ impl Send {
         self.0 |= Self::FIN_SENT;
     }
 
+    pub(super) fn await_flush(&mut self) {
+        self.0 |= Self::FLUSH_AWAITED;
+    }
+
+    pub(super) fn end_flush(&mut self) {
+        self.0 &= !Self::FLUSH_AWAITED;
+    }
+
+    pub(super) fn awaits_flush(self) -> bool {
+        self.0 & Self::FLUSH_AWAITED != 0
+    }
+
     pub(super) fn has_sent_fin(self) -> bool {
         self.0 & Self::FIN_SENT != 0
     }
 }
 
-/// Appends one frame with `payload` to `out`, or leaves `out` as it was.
-#[inline(always)]
-pub(super) fn append_frame(
-    codec: &mut Codec,
-    payload: &[u8],
-    out: &mut Vec<u8>,
-) -> Result<(), SendError> {
-    codec
-        .encode(payload, out)
-        .map_err(|error| error_of(error, payload))
+/// A frame that goes out in more than one piece, or past the queue.
+#[derive(Debug)]
+pub(crate) struct Frame<'a, 'c> {
+    payload: &'a mut [Chunk<'c>],
+    /// Header, then trailer: a spare buffer.
+    envelope: Vec<u8>,
+    /// The length of the header.
+    header: usize,
+    /// The length of the payload that the handler has sent.
+    pub(super) length: usize,
+    /// A longer chunk is kept as it is, if it was given away or is shared.
+    min_kept: usize,
 }
 
-#[cold]
-fn error_of(error: EncodeError, payload: &[u8]) -> SendError {
-    match error {
-        EncodeError::TooLarge { max } => SendError::FrameTooLarge {
-            length: payload.len(),
-            max,
-        },
-        EncodeError::Refused(error) => SendError::Refused(error),
+impl<'a, 'c> Frame<'a, 'c> {
+    pub(super) fn new(
+        codec: &mut Codec,
+        payload: &'a mut [Chunk<'c>],
+        min_kept: usize,
+        buffers: &mut Buffers,
+    ) -> Result<Self, SendError> {
+        let (mut envelope, length) = (buffers.take(), payload::length(payload));
+        let header = codec.wrap(payload, &mut envelope, buffers)?;
+        Ok(Self {
+            payload,
+            envelope,
+            header,
+            length,
+            min_kept,
+        })
+    }
+
+    /// Fills `pieces` with all of them, in order; returns how many, and their length.
+    pub(crate) fn pieces<'p>(&'p self, pieces: &mut [IoSlice<'p>; PIECES]) -> (usize, usize) {
+        let (header, trailer) = self
+            .envelope
+            .split_at_checked(self.header)
+            .unwrap_or_default();
+        let chunks = self.payload.iter().map(Chunk::bytes);
+        let all = iter::once(header).chain(chunks).chain([trailer]);
+        let (mut count, mut length) = (0, 0);
+        for (place, piece) in pieces.iter_mut().zip(all.filter(|piece| !piece.is_empty())) {
+            *place = IoSlice::new(piece);
+            (count, length) = (count + 1, length + piece.len());
+        }
+        (count, length)
+    }
+
+    /// Appends the frame to a queue, from its byte `skip` on.
+    pub(super) fn queue(
+        self,
+        mut skip: usize,
+        queue: &mut SendQueue,
+        buffers: &mut Buffers,
+        all: &Rc<SharedPayloads>,
+    ) {
+        let Self {
+            payload,
+            envelope,
+            header,
+            min_kept,
+            ..
+        } = self;
+        let (header, trailer) = envelope.split_at_checked(header).unwrap_or_default();
+        let mut append = |chunk: &mut Chunk<'_>| {
+            let part = skip.min(chunk.len());
+            skip -= part;
+            queue.append(chunk, part, min_kept, buffers, all);
+        };
+        append(&mut Chunk::Borrowed(header));
+        payload.iter_mut().for_each(&mut append);
+        append(&mut Chunk::Borrowed(trailer));
+        buffers.give(envelope);
+    }
+}
+
+impl From<EncodeError> for SendError {
+    #[cold]
+    fn from(error: EncodeError) -> Self {
+        match error {
+            EncodeError::TooLarge { length, max } => Self::FrameTooLarge { length, max },
+            EncodeError::Refused(error) => Self::Refused(error),
+        }
     }
 }

@@ -19,6 +19,8 @@ pub(crate) struct Fingerprint {
     max_frame: Option<usize>,
     received: Vec<u8>,
     pending: Vec<u8>,
+    /// How many of them the handler is to be notified of.
+    marked: usize,
     deadlines: Deadlines,
     idle: Time,
     ending: (Option<CloseReason>, usize, u32, bool, Delivery),
@@ -43,7 +45,8 @@ impl Fingerprint {
             codec,
             max_frame,
             received: parts.recv_buf.pending().to_vec(),
-            pending: parts.send_buf.pending().to_vec(),
+            pending: parts.send_buf.to_vec(),
+            marked: parts.send_buf.marked(),
             deadlines,
             idle: if runs { idle } else { Time::NEVER },
             ending: parts.ending.fingerprint(),

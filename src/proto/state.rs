@@ -165,6 +165,8 @@ pub(crate) enum Event<'a> {
     Finished,
     /// Pending output fell from above the high watermark to the low one.
     Writable,
+    /// What was sent before it was asked for has left to the kernel.
+    Flushed,
     Timer(u8),
     Drain,
 }

@@ -104,6 +104,7 @@ impl Events {
     pub(super) const TIMER: Pending = Pending(4);
     pub(super) const DRAIN: Pending = Pending(8);
     pub(super) const WRITABLE: Pending = Pending(16);
+    pub(super) const FLUSHED: Pending = Pending(32);
 
     #[inline]
     fn bits(self) -> u8 {

@@ -93,10 +93,10 @@ fn for_conn<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command:
 fn deliver<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command: ForConn) {
     match command {
         ForConn::Send(frame) => {
-            // The copy; the bytes themselves count when they are written.
+            // A copy, at most; the bytes themselves count when they are written.
             inner.core.work.charge(frame.len() as u64);
             // A connection's framer is foreign code, and so is its error.
-            let sent = catch(|| Conn::find(inner, id).map(|mut conn| conn.send(&frame)));
+            let sent = catch(|| Conn::find(inner, id).map(|mut conn| conn.send_chunk(frame)));
             let core = &mut inner.core;
             core.stats.undeliverable += u64::from(!matches!(sent, Ok(Some(Ok(())))));
             match sent {

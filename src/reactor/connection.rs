@@ -1,6 +1,6 @@
 //! One connection with its socket: readiness, and what the socket's calls mean for the machine.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::ops::ControlFlow;
 
 use super::os::StreamOps;
@@ -9,7 +9,11 @@ use super::standing::Standing;
 use crate::addr::{Addr, PackedAddr};
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
+use crate::proto::{length, Chunk, Frame, FrameBuf, FrameError, PIECES};
 use crate::proto::{Machine, NextStep, Pool, SendError, State, Time};
+
+/// Of a large frame, this part is worth keeping as it is.
+const KEPT_PART: usize = 8;
 
 /// Whether an end of stream, an error or urgent data was announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,15 +171,13 @@ impl<S> Connection<S> {
             return;
         };
         loop {
-            let bytes = self.machine.transmit(*now, pool);
-            if bytes.is_empty() {
-                return;
-            }
-            if !self.writable {
-                break;
-            }
-            let length = bytes.len();
-            match os.write(stream, bytes) {
+            let (length, written) = match self.machine.transmit(*now, pool) {
+                Some(&[]) => return,
+                _ if !self.writable => break,
+                Some(bytes) => (bytes.len(), os.write(stream, bytes)),
+                None => write_pieces(os, stream, &self.machine),
+            };
+            match written {
                 Ok(count) => {
                     if count < length {
                         // A callback may have blocked: its output could not be written before.
@@ -234,7 +236,7 @@ impl<S> Connection<S> {
     /// Sends one frame: writes it past the queue if it is large, else queues it. An error is boxed:
     /// it is rare, and a large result would be copied each time. Nothing is written once
     /// `early_until` bytes were written in all.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send<I>(
         &mut self,
         os: &mut I,
@@ -270,66 +272,135 @@ impl<S> Connection<S> {
     where
         I: StreamOps<Stream = S>,
     {
-        if pool.traffic.bytes_out >= early_until {
-            return self.machine.send(payload, *now, pool);
+        if payload.len() >= os.large_frame() && pool.traffic.bytes_out < early_until {
+            let payload = &mut [Chunk::Borrowed(payload)];
+            return self.send_frame(os, pool, now, payload, early_until);
         }
-        self.make_room(os, pool, now, payload);
-        let is_large = payload.len() >= os.large_frame();
-        if is_large && self.write_through(os, pool, *now, payload) {
-            return Ok(());
+        if pool.traffic.bytes_out < early_until {
+            self.make_room(os, pool, now, payload.len());
         }
         self.machine.send(payload, *now, pool)
     }
 
-    /// Writes pending output if a frame with `payload` would reach the high watermark, or is large:
-    /// a peer whose socket has room is never treated as slow. That is one more write for each high
-    /// watermark's worth of output, and one for each frame at the output limit.
+    /// Sends one frame of any kind of payload, as [`Connection::send`].
+    pub(crate) fn send_chunks<I>(
+        &mut self,
+        os: &mut I,
+        pool: &mut Pool,
+        now: &mut Time,
+        payload: &mut [Chunk<'_>],
+        early_until: u64,
+    ) -> Result<(), Box<SendError>>
+    where
+        I: StreamOps<Stream = S>,
+    {
+        match payload {
+            [small] if small.len() < os.large_frame() / KEPT_PART => {
+                self.send(os, pool, now, small.bytes(), early_until)
+            }
+            payload => self
+                .send_frame(os, pool, now, payload, early_until)
+                .map_err(Box::new),
+        }
+    }
+
+    fn send_frame<I>(
+        &mut self,
+        os: &mut I,
+        pool: &mut Pool,
+        now: &mut Time,
+        payload: &mut [Chunk<'_>],
+        early_until: u64,
+    ) -> Result<(), SendError>
+    where
+        I: StreamOps<Stream = S>,
+    {
+        let (length, large) = (length(payload), os.large_frame());
+        let is_early = pool.traffic.bytes_out < early_until;
+        if is_early {
+            self.make_room(os, pool, now, length);
+        }
+        let min_kept = large / KEPT_PART;
+        let frame = self.machine.frame(payload, min_kept, *now, pool)?;
+        let count = match is_early && length >= large {
+            true => self.write_through(os, pool, &frame),
+            false => 0,
+        };
+        self.machine.queue_frame(frame, count, *now, pool);
+        Ok(())
+    }
+
+    /// Sends one frame whose payload `write` appends to pending output.
+    pub(crate) fn send_with<I>(
+        &mut self,
+        os: &mut I,
+        pool: &mut Pool,
+        now: &mut Time,
+        write: impl FnOnce(&mut FrameBuf<'_>) -> Result<(), FrameError>,
+        early_until: u64,
+    ) -> Result<(), SendError>
+    where
+        I: StreamOps<Stream = S>,
+    {
+        let is_early = pool.traffic.bytes_out < early_until;
+        if is_early {
+            self.make_room(os, pool, now, 0);
+        }
+        let length = self.machine.send_with(write, *now, pool)?;
+        if is_early {
+            self.make_room(os, pool, now, length);
+        }
+        self.machine.congest_if_high(*now);
+        Ok(())
+    }
+
+    /// Writes pending output if a frame with `length` bytes of payload would reach the high
+    /// watermark, or is large: a peer whose socket has room is never treated as slow. That is one
+    /// more write for each high watermark's worth of output, and one for each frame at the output
+    /// limit.
     pub(crate) fn make_room<I>(
         &mut self,
         os: &mut I,
         pool: &mut Pool,
         now: &mut Time,
-        payload: &[u8],
+        length: usize,
     ) where
         I: StreamOps<Stream = S>,
     {
-        let is_large = payload.len() >= os.large_frame();
+        let is_large = length >= os.large_frame();
         // The frame is about to be refused, and the peer may have read since the last write.
         self.writable |= self.machine.is_at_output_limit();
-        if self.writable && (is_large || self.machine.would_congest(payload.len())) {
+        if self.writable && (is_large || self.machine.would_congest(length)) {
             self.write_out(os, pool, now);
         }
     }
 
-    /// Writes a large frame past the queue, if the queue is empty: only what the kernel does not
-    /// accept is copied. False if the frame has to be queued.
+    /// Writes a large frame past the queue, if the queue is empty: at most what the kernel does not
+    /// accept is copied. Returns the number of bytes that the kernel took.
     #[cold]
-    fn write_through<I>(&mut self, os: &mut I, pool: &mut Pool, now: Time, payload: &[u8]) -> bool
+    fn write_through<I>(&mut self, os: &mut I, pool: &mut Pool, frame: &Frame<'_, '_>) -> usize
     where
         I: StreamOps<Stream = S>,
     {
         let Some(stream) = &mut self.stream else {
-            return false;
+            return 0;
         };
-        let mut header = pool.take();
-        let passes = self.writable && self.machine.can_write_through(payload, &mut header);
-        if passes {
-            let count = match os.write_both(stream, &header, payload) {
-                Ok(count) => {
-                    self.writable = count == header.len() + payload.len();
-                    count
-                }
-                Err(error) => {
-                    // A final error ends the connection in its own turn, as after any other write.
-                    let _ = self.write_failed(error, true, pool);
-                    0
-                }
-            };
-            self.machine
-                .handle_written_through(&header, payload, count, now, pool);
+        if !self.writable || !self.machine.can_write_through() {
+            return 0;
         }
-        pool.give(header);
-        passes
+        let mut pieces = [IoSlice::new(&[]); PIECES];
+        let (count, length) = frame.pieces(&mut pieces);
+        match os.write_pieces(stream, pieces.get(..count).unwrap_or_default()) {
+            Ok(count) => {
+                self.writable = count == length;
+                count
+            }
+            Err(error) => {
+                // A final error ends the connection in its own turn, as after any other write.
+                let _ = self.write_failed(error, true, pool);
+                0
+            }
+        }
     }
 
     /// Asks how many bytes the kernel has not sent, if the end of the connection depends on them.
@@ -447,6 +518,20 @@ impl<S> Connection<S> {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// Writes the first pieces of pending output. Returns their length too.
+#[cold]
+fn write_pieces<I: StreamOps>(
+    os: &mut I,
+    stream: &mut I::Stream,
+    machine: &Machine,
+) -> (usize, io::Result<usize>) {
+    let mut pieces = [IoSlice::new(&[]); PIECES];
+    let count = machine.pieces(&mut pieces);
+    let pieces = pieces.get(..count).unwrap_or_default();
+    let length = pieces.iter().map(|piece| piece.len()).sum();
+    (length, os.write_pieces(stream, pieces))
 }
 
 /// The kernel has no memory for this call at the moment.

@@ -21,14 +21,14 @@ use crate::detached::Detached;
 use crate::error::{Error, Result};
 use crate::handle::HandleError;
 use crate::handler::{AlarmCallback, ControlOps, Interest, Watched};
-use crate::handler::{ConnInfo, ConnOps, Handler, LocalJob, Message};
+use crate::handler::{ConnInfo, ConnOps, Handler, LocalJob, Message, WriteFrame};
 use crate::histogram::Histograms;
 use crate::id::{AlarmId, TimerId, WatchId};
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::logs;
 use crate::metrics::Metrics;
-use crate::proto::{Machine, Pool, SendError, Time};
+use crate::proto::{Chunk, Machine, Pool, SendError, Time};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
@@ -50,10 +50,9 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
         let core = &mut self.core;
-        if core.deferred.refuses_output(id) {
-            return Err(Box::new(SendError::Closed));
-        }
-        let Some((conn, pool)) = core.conns.parts(id) else {
+        let parts = core.conns.parts(id);
+        let takes = parts.filter(|_| !core.deferred.refuses_output(id));
+        let Some((conn, pool)) = takes else {
             return Err(Box::new(SendError::Closed));
         };
         let sent = conn.send(
@@ -63,6 +62,40 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
             frame,
             core.early_output_until,
         );
+        core.touch(id);
+        sent
+    }
+
+    fn send_chunks(
+        &mut self,
+        id: ConnId,
+        payload: &mut [Chunk<'_>],
+    ) -> std::result::Result<(), Box<SendError>> {
+        let core = &mut self.core;
+        let parts = core.conns.parts(id);
+        let takes = parts.filter(|_| !core.deferred.refuses_output(id));
+        let Some((conn, pool)) = takes else {
+            return Err(Box::new(SendError::Closed));
+        };
+        let until = core.early_output_until;
+        let sent = conn.send_chunks(&mut core.os, pool, &mut core.now, payload, until);
+        core.touch(id);
+        sent
+    }
+
+    fn send_with(
+        &mut self,
+        id: ConnId,
+        write: &mut WriteFrame<'_>,
+    ) -> std::result::Result<(), SendError> {
+        let core = &mut self.core;
+        let parts = core.conns.parts(id);
+        let takes = parts.filter(|_| !core.deferred.refuses_output(id));
+        let Some((conn, pool)) = takes else {
+            return Err(SendError::Closed);
+        };
+        let until = core.early_output_until;
+        let sent = conn.send_with(&mut core.os, pool, &mut core.now, write, until);
         core.touch(id);
         sent
     }

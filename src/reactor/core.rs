@@ -75,11 +75,12 @@ pub(crate) struct Core<O: Os> {
 
 impl<O: Os> Core<O> {
     pub(super) fn new(os: O, config: Config, published: Arc<Published>) -> Self {
+        let conns = Connections::new(config.max_connections, Arc::clone(published.live()));
         Self {
             now: os.now(),
             busy: Busy::new(os.now()),
-            conns: Connections::new(config.max_connections, Arc::clone(published.live())),
-            memory: MemoryBudget::new(config.memory_limit.unwrap_or(usize::MAX)),
+            memory: MemoryBudget::new(config.memory_limit, &conns.pool.shared),
+            conns,
             history: History::new(config.recent_closes),
             detached: DetachedConns::new(os.waker()),
             stats: Stats::default(),
@@ -380,9 +381,7 @@ impl<O: Os> Core<O> {
     /// Accounts for the memory that a connection's buffers hold now.
     #[inline]
     pub(super) fn account(&mut self, id: ConnId) {
-        if let Some(bytes) = self.conns.get(id).map(|conn| conn.machine.memory()) {
-            self.memory.account(&mut self.conns, id, bytes, self.now);
-        }
+        self.memory.measure(&mut self.conns, id, self.now);
     }
 
     pub(super) fn is_detached(&self, id: ConnId) -> bool {
@@ -577,10 +576,10 @@ impl<O: Os> Core<O> {
     #[inline]
     fn reconcile_with(&mut self, capacity: &Capacity) {
         let (admission, config) = (&self.admission, &self.config);
-        self.listeners
-            .update_own(&mut self.conns, |conns, listener| {
-                admission.evicts_own_at(conns, listener, config)
-            });
+        let crowded = capacity.crowded_until.is_some();
+        let rule = (crowded, config.pending_limits.grace);
+        let at = |conns: &_, listener: &_| admission.evicts_own_at(conns, listener, config);
+        self.listeners.update_own(&mut self.conns, rule, at);
         if self.listeners.is_settled(capacity.now, || *capacity) {
             return;
         }

@@ -8,12 +8,12 @@ use crate::config::QueueLimits;
 use crate::handle::HandleError;
 use crate::handler::Message;
 use crate::id::ConnId;
-use crate::proto::Time;
+use crate::proto::{Chunk, Time};
 use crate::reason::Close;
 
 /// A command for one connection.
 pub(super) enum ForConn {
-    Send(Vec<u8>),
+    Send(Chunk<'static>),
     Notify(Message),
     /// The last one.
     Close(Close),
@@ -22,7 +22,7 @@ pub(super) enum ForConn {
 impl ForConn {
     fn bytes(&self) -> usize {
         let owned = match self {
-            Self::Send(frame) => frame.capacity(),
+            Self::Send(frame) => frame.memory(),
             Self::Notify(message) => size_of_val(&**message),
             Self::Close(_) => 0,
         };
@@ -61,13 +61,21 @@ impl Deferred {
         self.waiting.contains_key(&id)
     }
 
+    /// A close of the connection is asked for: a handler that has received a message, and has asked,
+    /// sends no more.
+    pub(super) fn begin_close(&mut self, id: ConnId) {
+        if self.delivering == Some(id) {
+            self.delivering = None;
+        }
+    }
+
     /// The connection closes behind its messages: only their deliveries may still send to it.
     #[inline]
     pub(super) fn refuses_output(&self, id: ConnId) -> bool {
         self.closes > 0 && self.delivering != Some(id) && self.will_close(id)
     }
 
-    /// A message is delivered to this connection, or (`None`) was.
+    /// A message is delivered to this connection, or (`None`) was delivered.
     pub(super) fn set_delivering(&mut self, id: Option<ConnId>) {
         self.delivering = id;
     }
@@ -91,6 +99,11 @@ impl Deferred {
         command: ForConn,
         limits: QueueLimits,
     ) -> Result<(), ForConn> {
+        // The command of the same broadcast that was charged may be carried out before.
+        let command = match command {
+            ForConn::Send(frame) => ForConn::Send(frame.count()),
+            command => command,
+        };
         let bytes = command.bytes();
         let fits = self.bytes == 0 || self.bytes.saturating_add(bytes) <= limits.bytes;
         if self.commands >= limits.commands || !fits {
@@ -253,12 +266,12 @@ mod tests {
     }
 
     fn frame(byte: u8) -> ForConn {
-        ForConn::Send(vec![byte])
+        ForConn::Send(Chunk::Owned(vec![byte]))
     }
 
     fn due(deferred: &mut Deferred) -> Option<(ConnId, u8)> {
         match deferred.next_due()? {
-            (id, ForConn::Send(frame)) => Some((id, frame[0])),
+            (id, ForConn::Send(frame)) => Some((id, frame.bytes()[0])),
             (id, ForConn::Notify(_) | ForConn::Close(_)) => Some((id, 0)),
         }
     }

@@ -120,6 +120,7 @@ impl<A, O: Os> Inner<A, O> {
             now,
             ..
         } = &mut self.core;
+        deferred.begin_close(id);
         if deferred.will_close(id) {
             guard.drop("an error's destructor", close);
             return None;

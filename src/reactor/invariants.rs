@@ -1,5 +1,7 @@
 //! The invariants of every iteration, checked by the simulator.
 
+use std::collections::BTreeMap;
+
 use super::admission::max_pending;
 use super::core::Core;
 use super::drive::READ_SIZE;
@@ -103,7 +105,15 @@ impl<O: Os> Core<O> {
                 "the oldest pending connection came at {first:?}, another is taken for it"
             ));
         }
-        let memory: usize = self.conns.iter().map(|slot| slot.machine.memory()).sum();
+        let mut shared = BTreeMap::new();
+        let mut memory = 0;
+        for slot in self.conns.iter() {
+            memory += slot.machine.memory().own;
+            slot.machine.each_shared(|payload| {
+                shared.insert(payload.as_ptr(), payload.len());
+            });
+        }
+        memory += shared.values().sum::<usize>();
         if memory != self.memory.total() {
             return Some(format!(
                 "{} bytes are accounted for, {memory} are buffered",

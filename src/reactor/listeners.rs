@@ -1,11 +1,12 @@
 //! All listeners of one server: opened, found, registered and closed.
 
 mod checks;
+mod update_own;
 
 use super::capacity::Capacity;
-use super::connections::Connections;
 use super::listener::Listener;
 use super::os::{Os, Token};
+use super::own_caps::OwnCaps;
 use super::timers::Timers;
 use super::visits::{Noted, Sums, VisitCount, Visited};
 use crate::addr::Addr;
@@ -14,7 +15,6 @@ use crate::error::{Error, Result};
 use crate::id::{ListenerId, ListenerRef, ServerNumber};
 use crate::logs;
 use crate::proto::Time;
-use std::collections::BTreeSet;
 
 pub(super) struct Listeners<L> {
     all: Vec<Listener<L>>,
@@ -39,8 +39,7 @@ pub(super) struct Listeners<L> {
     sums: Sums,
     /// A visit has found a closed listener without connections.
     has_over: bool,
-    /// Listeners that have reached their own caps since the last [`Listeners::update_own`].
-    at_own_cap: BTreeSet<ListenerId>,
+    own_caps: OwnCaps,
     visits: VisitCount,
 }
 
@@ -58,7 +57,7 @@ impl<L> Default for Listeners<L> {
             wakes: Timers::default(),
             sums: Sums::default(),
             has_over: false,
-            at_own_cap: BTreeSet::new(),
+            own_caps: OwnCaps::default(),
             visits: VisitCount::default(),
         }
     }
@@ -95,6 +94,7 @@ impl<L> Listeners<L> {
     /// Returns a listener whose state changes: it is visited at the end of the iteration.
     pub(super) fn change(&mut self, at: usize) -> Option<&mut Listener<L>> {
         let listener = self.all.get_mut(at)?;
+        self.own_caps.note(listener.id);
         if self.visited.is_some() && listener.noted.change() {
             self.changed.push(at);
             self.rests_until = Time::ZERO;
@@ -244,37 +244,7 @@ impl<L> Listeners<L> {
         if let Some(at) = self.position(id) {
             self.change(at);
         }
-        self.at_own_cap.insert(id);
-    }
-
-    /// Updates when each listener at its own limit can evict a connection. Others are not visited.
-    pub(super) fn update_own<S>(
-        &mut self,
-        conns: &mut Connections<S>,
-        evicts_at: impl Fn(&Connections<S>, &Listener<L>) -> Time,
-    ) {
-        if self.at_own_cap.is_empty() {
-            return;
-        }
-        let mut at_own_cap = std::mem::take(&mut self.at_own_cap);
-        at_own_cap.retain(|&id| {
-            let Some(at) = self.position(id) else {
-                return false;
-            };
-            self.visits.note(1);
-            let Some(listener) = self.all.get_mut(at) else {
-                return false;
-            };
-            listener.trim(conns);
-            let until = evicts_at(conns, listener);
-            let changed = std::mem::replace(&mut listener.evicts_own_at, until) != until;
-            let stays = listener.is_open() && listener.reached_cap().is_some();
-            if changed {
-                self.change(at);
-            }
-            stays
-        });
-        self.at_own_cap = at_own_cap;
+        self.own_caps.insert(id);
     }
 
     /// Begins an accept round, behind the listener that has admitted a client last. False if none can
@@ -565,7 +535,7 @@ impl<L> Listeners<L> {
         self.visited = Some(Visited {
             capacity: *capacity,
             wake: self.wakes.next(),
-            rests: capacity.is_unrestricted() && self.at_own_cap.is_empty(),
+            rests: capacity.is_unrestricted() && self.own_caps.is_empty(),
         });
         self.note_rest();
     }
@@ -597,6 +567,7 @@ impl<L> Listeners<L> {
         self.all = left;
         for listener in &over {
             self.sums -= listener.noted.sums;
+            self.own_caps.remove(listener.id);
         }
         // Those behind them have other positions.
         self.visit_all();

@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::connections::Connections;
 use super::memory_usage::MemoryUsage;
 use crate::id::ConnId;
-use crate::proto::{State, Time, Traffic};
+use crate::proto::{Held, SharedPayloads, State, Time, Traffic};
 use crate::reason::{CloseReason, Closed};
 
 /// How long one connection may read beyond its share while others are paused.
@@ -94,9 +95,10 @@ impl Queue {
 }
 
 impl MemoryBudget {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: Option<usize>, shared: &Rc<SharedPayloads>) -> Self {
+        let limit = limit.unwrap_or(usize::MAX);
         Self {
-            usage: MemoryUsage::new(limit),
+            usage: MemoryUsage::new(limit, Rc::clone(shared)),
             paused: Queue::default(),
             paused_again: Queue::default(),
             had_grant: BTreeMap::new(),
@@ -153,23 +155,31 @@ impl MemoryBudget {
             .max_read(self.grant.is_some_and(|grant| grant.id == id))
     }
 
+    /// Accounts for what a connection's buffers hold now.
+    #[inline]
+    pub(super) fn measure<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
+        if let Some(held) = conns.get(id).map(|conn| conn.machine.memory()) {
+            self.account(conns, id, held, now);
+        }
+    }
+
     /// Sets how many bytes a connection's buffers hold, at the end of its turn.
     #[inline]
     pub(super) fn account<S>(
         &mut self,
         conns: &mut Connections<S>,
         id: ConnId,
-        bytes: usize,
+        held: Held,
         now: Time,
     ) {
         let at_rest = self.grant.is_none() && self.paused() == 0 && !self.usage.is_over();
-        if !at_rest || self.usage.of(id.index()) != bytes {
-            self.rebalance(conns, id, bytes, now);
+        if !at_rest || self.usage.held(id.index()) != held {
+            self.rebalance(conns, id, held, now);
         }
     }
 
-    fn rebalance<S>(&mut self, conns: &mut Connections<S>, id: ConnId, bytes: usize, now: Time) {
-        self.set(conns, id.index(), bytes, now);
+    fn rebalance<S>(&mut self, conns: &mut Connections<S>, id: ConnId, held: Held, now: Time) {
+        self.set(conns, id.index(), held, now);
         self.shed(conns, now);
         // It may have written its output, and other connections hold the rest.
         if self.usage.of(id.index()) <= self.usage.share() {
@@ -182,7 +192,7 @@ impl MemoryBudget {
             if let Some(pause) = grant.ended.take_if(|_| is_dry) {
                 if let Some(conn) = conns.get_mut(id) {
                     let count = conn.machine.count_pause(pause.span, pause.before, now);
-                    grant.useful = count >= bytes / USEFUL_PART;
+                    grant.useful = count >= held.weight() / USEFUL_PART;
                 }
             }
             self.pass_dry_grant(conns, now);
@@ -199,7 +209,7 @@ impl MemoryBudget {
     }
 
     fn release<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
-        self.set(conns, id.index(), 0, now);
+        self.set(conns, id.index(), Held::NOTHING, now);
         self.had_grant.remove(&id);
         self.unpause(conns, id, now);
         self.end_grant(conns, id, now);
@@ -212,8 +222,8 @@ impl MemoryBudget {
             return;
         };
         if self.usage.is_limited() {
-            let bytes = conn.machine.memory();
-            self.set(conns, id.index(), bytes, now);
+            let held = conn.machine.memory();
+            self.set(conns, id.index(), held, now);
         }
         if !self.usage.is_tight() || self.usage.of(id.index()) <= self.usage.share() {
             return;
@@ -343,15 +353,15 @@ impl MemoryBudget {
     }
 
     fn close<S>(&mut self, conns: &mut Connections<S>, index: u32, now: Time) {
-        self.set(conns, index, 0, now);
-        let Some(id) = conns.by_index(index).map(|conn| conn.id) else {
-            return;
-        };
-        if let Some((conn, pool)) = conns.parts(id) {
-            conn.machine
-                .reset(Closed::new(CloseReason::OverMemory), pool);
+        if let Some(id) = conns.by_index(index).map(|conn| conn.id) {
+            if let Some((conn, pool)) = conns.parts(id) {
+                conn.machine
+                    .reset(Closed::new(CloseReason::OverMemory), pool);
+            }
+            conns.wake(id);
         }
-        conns.wake(id);
+        // Behind the reset, with which a shared payload may go.
+        self.set(conns, index, Held::NOTHING, now);
     }
 
     fn end_grant<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
@@ -439,9 +449,9 @@ impl MemoryBudget {
     }
 
     /// Sets the account of a slot. Where memory is no longer tight, reading resumes.
-    fn set<S>(&mut self, conns: &mut Connections<S>, index: u32, bytes: usize, now: Time) {
+    fn set<S>(&mut self, conns: &mut Connections<S>, index: u32, held: Held, now: Time) {
         let was_tight = self.usage.is_tight();
-        self.usage.set(index, bytes);
+        self.usage.set(index, held);
         if was_tight && !self.usage.is_tight() {
             self.resume_reads(conns, now);
         }

@@ -1,4 +1,11 @@
 //! How many bytes each connection's buffers hold, and which connections hold the most.
+//!
+//! A payload that connections share counts once. Each of them weighs it in full when one is to be
+//! paused or closed.
+
+use std::rc::Rc;
+
+use crate::proto::{Held, SharedPayloads};
 
 /// Connections that hold less than this have no share: limiting them would free nothing.
 const MIN_HOLDER: usize = 1024;
@@ -16,12 +23,15 @@ const CHUNK: usize = 1024;
 /// Bytes per slot, by powers of two: the largest holder is found at once, within a factor of two.
 #[derive(Debug)]
 pub(super) struct MemoryUsage {
-    total: usize,
+    /// What each connection holds alone.
+    own: usize,
+    /// What they share.
+    shared: Rc<SharedPayloads>,
     limit: usize,
     /// Over three quarters of the limit, and not back under five eighths of it.
     tight: bool,
     /// In chunks, allocated when a slot first holds something: most never do.
-    held: Vec<Option<Box<[Held; CHUNK]>>>,
+    held: Vec<Option<Box<[Account; CHUNK]>>>,
     /// The slots of each class.
     classes: Vec<Vec<u32>>,
     /// Number of slots with at least [`MIN_HOLDER`] bytes.
@@ -31,20 +41,24 @@ pub(super) struct MemoryUsage {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Held {
-    bytes: usize,
+struct Account {
+    held: Held,
     /// Position in its class.
     at: u32,
 }
 
-impl Held {
-    const NOTHING: Self = Self { bytes: 0, at: NONE };
+impl Account {
+    const NOTHING: Self = Self {
+        held: Held::NOTHING,
+        at: NONE,
+    };
 }
 
 impl MemoryUsage {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize, shared: Rc<SharedPayloads>) -> Self {
         Self {
-            total: 0,
+            own: 0,
+            shared,
             limit,
             tight: false,
             held: Vec::new(),
@@ -64,8 +78,9 @@ impl MemoryUsage {
         self.limit < usize::MAX
     }
 
+    #[inline]
     pub(super) fn total(&self) -> usize {
-        self.total
+        self.own + self.shared.bytes()
     }
 
     /// Connections that hold more than [`MemoryUsage::share`] are not read.
@@ -76,13 +91,13 @@ impl MemoryUsage {
 
     #[inline]
     pub(super) fn is_over(&self) -> bool {
-        self.total > self.limit
+        self.total() > self.limit
     }
 
     /// Half of the limit, divided by the number of holders.
     pub(super) fn share(&self) -> usize {
         let share = self.limit / 2 / self.holders.max(1);
-        if self.total > self.reserve_mark() {
+        if self.total() > self.reserve_mark() {
             share.min(SMALL_FRAME)
         } else {
             share
@@ -101,39 +116,47 @@ impl MemoryUsage {
         } else {
             self.reserve_mark()
         };
-        (most.saturating_sub(self.total) / 4).max(SMALL_FRAME)
+        (most.saturating_sub(self.total()) / 4).max(SMALL_FRAME)
     }
 
     /// Whether all memory that is kept for the granted connection is free.
     pub(super) fn has_reserve(&self) -> bool {
-        self.total <= self.reserve_mark()
+        self.total() <= self.reserve_mark()
     }
 
     fn reserve_mark(&self) -> usize {
         self.limit / 8 * 7
     }
 
+    /// What the slot holds.
+    #[inline]
+    pub(super) fn held(&self, slot: u32) -> Held {
+        self.account(slot)
+            .map_or(Held::NOTHING, |account| account.held)
+    }
+
+    /// What the slot weighs.
     #[inline]
     pub(super) fn of(&self, slot: u32) -> usize {
-        self.held(slot).map_or(0, |held| held.bytes)
+        self.held(slot).weight()
     }
 
     #[inline]
-    fn held(&self, slot: u32) -> Option<&Held> {
+    fn account(&self, slot: u32) -> Option<&Account> {
         self.held
             .get(slot as usize / CHUNK)?
             .as_ref()?
             .get(slot as usize % CHUNK)
     }
 
-    fn held_mut(&mut self, slot: u32) -> Option<&mut Held> {
+    fn account_mut(&mut self, slot: u32) -> Option<&mut Account> {
         let chunk = self.held.get_mut(slot as usize / CHUNK)?.as_mut()?;
         chunk.get_mut(slot as usize % CHUNK)
     }
 
-    /// Sets the number of bytes that the slot holds.
-    pub(super) fn set(&mut self, slot: u32, bytes: usize) {
-        if self.of(slot) == bytes {
+    /// Sets what the slot holds.
+    pub(super) fn set(&mut self, slot: u32, held: Held) {
+        if self.held(slot) == held {
             return;
         }
         let chunk = slot as usize / CHUNK;
@@ -141,13 +164,14 @@ impl MemoryUsage {
             self.held.resize_with(chunk + 1, || None);
         }
         if let Some(unused @ None) = self.held.get_mut(chunk) {
-            *unused = Some(Box::new([Held::NOTHING; CHUNK]));
+            *unused = Some(Box::new([Account::NOTHING; CHUNK]));
         }
-        let Some(held) = self.held_mut(slot) else {
+        let Some(account) = self.account_mut(slot) else {
             return;
         };
-        let before = std::mem::replace(&mut held.bytes, bytes);
-        self.total = self.total - before + bytes;
+        let before = std::mem::replace(&mut account.held, held);
+        self.own = self.own - before.own + held.own;
+        let (before, bytes) = (before.weight(), held.weight());
         self.holders += usize::from(bytes >= MIN_HOLDER);
         self.holders -= usize::from(before >= MIN_HOLDER);
         if class(before) != class(bytes) {
@@ -192,18 +216,18 @@ impl MemoryUsage {
 
     fn update_tight(&mut self) {
         let eighths = if self.tight { 5 } else { 6 };
-        self.tight = self.total > self.limit / 8 * eighths;
+        self.tight = self.total() > self.limit / 8 * eighths;
     }
 
     fn take_out(&mut self, slot: u32, bytes: usize) {
-        let at = self.held(slot).map_or(NONE, |held| held.at);
+        let at = self.account(slot).map_or(NONE, |account| account.at);
         let Some(members) = class(bytes).and_then(|class| self.classes.get_mut(class)) else {
             return;
         };
         if (at as usize) < members.len() {
             members.swap_remove(at as usize);
             let moved = members.get(at as usize).copied();
-            if let Some(moved) = moved.and_then(|moved| self.held_mut(moved)) {
+            if let Some(moved) = moved.and_then(|moved| self.account_mut(moved)) {
                 moved.at = at;
             }
         }
@@ -215,8 +239,8 @@ impl MemoryUsage {
             members.push(slot);
             members.len() as u32 - 1
         });
-        if let Some(held) = self.held_mut(slot) {
-            held.at = at;
+        if let Some(account) = self.account_mut(slot) {
+            account.at = at;
         }
     }
 }
@@ -231,9 +255,17 @@ mod tests {
     use super::*;
     use crate::sim::Random;
 
+    fn limited(limit: usize) -> MemoryUsage {
+        MemoryUsage::new(limit, Rc::default())
+    }
+
+    fn own(own: usize) -> Held {
+        Held { own, shared: 0 }
+    }
+
     #[test]
     fn it_is_tight_from_three_quarters_to_five_eighths() {
-        let mut usage = MemoryUsage::new(8000);
+        let mut usage = limited(8000);
         for (bytes, tight) in [
             (6000, false),
             (6001, true),
@@ -241,19 +273,19 @@ mod tests {
             (5000, false),
             (5500, false),
         ] {
-            usage.set(0, bytes);
+            usage.set(0, own(bytes));
             assert_eq!(usage.is_tight(), tight, "{bytes}");
         }
-        usage.set(1, 2501);
+        usage.set(1, own(2501));
         assert!(usage.is_over());
-        usage.set(0, 0);
+        usage.set(0, own(0));
         assert!(!usage.is_over() && !usage.is_tight());
     }
 
     #[test]
     fn without_a_limit_it_is_never_tight() {
-        let mut usage = MemoryUsage::new(usize::MAX);
-        usage.set(7, usize::MAX / 2);
+        let mut usage = limited(usize::MAX);
+        usage.set(7, own(usize::MAX / 2));
         assert!(!usage.is_tight() && !usage.is_over());
     }
 
@@ -261,11 +293,11 @@ mod tests {
     fn the_accounts_are_right() {
         for seed in 0..256 {
             let mut random = Random::new(seed);
-            let mut usage = MemoryUsage::new(usize::MAX);
+            let mut usage = limited(usize::MAX);
             let mut truth = [0_usize; 20];
             for _ in 0..random.between(1, 299) {
                 let (slot, bytes) = (random.below(20), random.below(100_000));
-                usage.set(slot as u32, bytes);
+                usage.set(slot as u32, own(bytes));
                 truth[slot] = bytes;
                 assert_eq!(usage.total(), truth.iter().sum::<usize>(), "seed {seed}");
                 let max = truth.iter().copied().max().unwrap_or(0);

@@ -52,6 +52,7 @@ mod operate;
 pub(crate) mod os;
 pub(crate) mod os_mio;
 mod outbound;
+mod own_caps;
 mod panic_guard;
 mod pending;
 mod refuse;
@@ -554,6 +555,12 @@ impl<A, O: Os> Reactor<A, O> {
             } else if conn.standing.is_skipped() {
                 core.admission
                     .end_skip(&mut core.conns, &mut core.listeners, id);
+            }
+            let Core {
+                listeners, conns, ..
+            } = &mut self.inner.core;
+            if listeners.has_own_caps() {
+                listeners.note_turn(conns.get(id).and_then(|conn| conn.listener));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The reactor's interface to the operating system. The real one is `os_mio`.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -151,14 +151,14 @@ pub(crate) trait StreamOps {
     /// Never raises SIGPIPE.
     fn write(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Writes `first` and then `second` in one call.
-    fn write_both(
+    /// Writes the pieces in order, in one call.
+    fn write_pieces(
         &mut self,
         stream: &mut Self::Stream,
-        first: &[u8],
-        second: &[u8],
+        pieces: &[IoSlice<'_>],
     ) -> io::Result<usize> {
-        self.write(stream, &[first, second].concat())
+        let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &**piece).collect();
+        self.write(stream, &pieces.concat())
     }
 
     /// Returns a measure of the bytes that the kernel has taken and the peer's system has not: zero

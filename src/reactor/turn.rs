@@ -69,6 +69,7 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
             }
             ConnEvent::Finished => inner.call(app, *id, |handler, cx| handler.on_finish(cx)),
             ConnEvent::Writable => inner.call(app, *id, |handler, cx| handler.on_writable(cx)),
+            ConnEvent::Flushed => inner.call(app, *id, |handler, cx| handler.on_flushed(cx)),
             ConnEvent::Timer(key) => inner.call(app, *id, |handler, cx| handler.on_timer(cx, key)),
             ConnEvent::Drain => inner.call(app, *id, |handler, cx| handler.on_drain(cx)),
         }

@@ -84,6 +84,8 @@ pub enum Action {
     Framing(u8),
     /// [`Conn::reconfigure`](crate::Conn::reconfigure): the maximum frame, at least 1.
     MaxFrame(u8),
+    /// [`Conn::notify_flushed`](crate::Conn::notify_flushed).
+    NotifyFlushed,
 }
 
 impl Action {
@@ -136,6 +138,8 @@ pub enum Callback {
     Finished,
     /// [`Handler::on_writable`](crate::Handler::on_writable)
     Writable,
+    /// [`Handler::on_flushed`](crate::Handler::on_flushed)
+    Flushed,
     /// [`Handler::on_timer`](crate::Handler::on_timer)
     Timer(u8),
     /// [`Handler::on_drain`](crate::Handler::on_drain)

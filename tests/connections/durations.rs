@@ -287,14 +287,6 @@ fn slow_framing(sim: &Sim) -> Framing {
         fn decode(&mut self, _: &[u8]) -> Result<portcullis::Decoded, portcullis::FrameError> {
             Ok(portcullis::Decoded::More)
         }
-        fn encode(
-            &mut self,
-            payload: &[u8],
-            out: &mut portcullis::FrameBuf<'_>,
-        ) -> Result<(), portcullis::FrameError> {
-            out.put(payload);
-            Ok(())
-        }
     }
     let work = std::sync::Mutex::new(sim.work());
     Framing::custom(move || {

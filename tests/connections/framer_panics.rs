@@ -21,11 +21,11 @@ impl Framer for Brittle {
         })
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
         out.put(b"<");
         assert_ne!(payload, b"?", "as this test wants it");
         out.put(payload);
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -146,9 +146,6 @@ fn in_the_destructor_for_an_outgoing_connection_without_a_slot() {
         fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
             self.0.decode(input)
         }
-        fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-            self.0.encode(payload, out)
-        }
     }
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -164,5 +161,40 @@ fn in_the_destructor_for_an_outgoing_connection_without_a_slot() {
         matches!(refused, Err(Error::AtCapacity { .. })),
         "{refused:?}"
     );
+    assert_eq!(sim.stats().panics, 1);
+}
+
+/// Received bytes are cut in the new framing all the same.
+#[test]
+fn in_the_destructor_of_one_that_is_replaced_by_a_job() {
+    struct Bomb;
+    impl Framer for Bomb {
+        fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
+            Ok(Decoded::More)
+        }
+    }
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            kit::planned::blow();
+        }
+    }
+
+    let mut sim = Sim::new(1, Config::new(), ());
+    let listen = local().with(|listen| listen.framing = Framing::custom(|| Bomb));
+    let addr = sim
+        .listen(listen, |_: &mut (), _: portcullis::Peer| kit::net::Echo)
+        .expect("listens");
+    let client = sim.connect(addr).expect("it listens");
+    sim.send(client, b"a line\n");
+    sim.settle();
+    let id = sim.control().connections()[0].id;
+    let job = move |(): &mut (), control: &mut portcullis::Control<'_>| {
+        if let Some(mut conn) = control.conn(id) {
+            conn.set_framing(&Framing::Line);
+        }
+    };
+    sim.handle().post(job).expect("there is room");
+    sim.settle();
+    assert_eq!(sim.received(client), b"a line\n");
     assert_eq!(sim.stats().panics, 1);
 }

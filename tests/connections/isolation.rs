@@ -80,11 +80,12 @@ impl fmt::Display for Bomb {
 impl Error for Bomb {}
 
 /// The callbacks that an open connection can get, one by one.
-const CALLBACKS: [Entry; 7] = [
+const CALLBACKS: [Entry; 8] = [
     Entry::Open,
     Entry::Frame,
     Entry::Finish,
     Entry::Writable,
+    Entry::Flushed,
     Entry::Timer(1),
     Entry::Message,
     Entry::Drain,
@@ -110,6 +111,7 @@ fn provoke(server: &Running, wanted: &Entry) -> Option<TcpStream> {
         Entry::Frame => send2(&mut client, b"frame"),
         Entry::Finish => client.shutdown(Shutdown::Write).expect("FIN"),
         Entry::Writable => send2(&mut client, b"flood"),
+        Entry::Flushed => send2(&mut client, b"flush"),
         Entry::Timer(_) => send2(&mut client, b"timer"),
         Entry::Message => {
             let mut id = None;
@@ -143,6 +145,7 @@ fn provoked(cx: &mut Context<'_>, call: Call<'_>) -> Outcome {
                 cx.conn.send([5; 50_000])?;
             }
         }
+        Call::Frame(b"flush") => cx.conn.notify_flushed(),
         Call::Frame(b"close") => cx.conn.close(),
         call => return usual(cx, call),
     }
@@ -361,11 +364,14 @@ impl Framer for Touchy {
         })
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
         out.put(payload);
         assert!(payload != b"encode", "the framer's encode");
+        Ok(false)
+    }
+
+    fn trailer(&mut self, out: &mut FrameBuf<'_>) {
         out.put(b"\n");
-        Ok(())
     }
 }
 
@@ -423,7 +429,9 @@ fn a_framer_that_panics_in_encode() {
 
 #[test]
 fn a_framer_that_panics_when_it_is_made_or_dropped() {
-    struct Dropped(Bomb);
+    struct Dropped {
+        _bomb: Bomb,
+    }
     impl Framer for Dropped {
         fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
             let length = input.len();
@@ -431,11 +439,6 @@ fn a_framer_that_panics_when_it_is_made_or_dropped() {
                 payload: 0..length,
                 consumed: length,
             })
-        }
-        fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-            let _ = &self.0;
-            out.put(payload);
-            Ok(())
         }
     }
     let made = Arc::new(Mutex::new(0));
@@ -445,7 +448,9 @@ fn a_framer_that_panics_when_it_is_made_or_dropped() {
         let number = *made;
         drop(made);
         assert!(number != 1, "the framer's making");
-        Dropped(Bomb("the framer's drop"))
+        Dropped {
+            _bomb: Bomb("the framer's drop"),
+        }
     });
     collect_logs();
     let server = spawn(move || {

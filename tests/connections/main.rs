@@ -22,6 +22,7 @@ mod memory_limit;
 mod messages;
 mod min_rate;
 mod own_options;
+mod payloads;
 mod shared_descriptors;
 mod slow_readers;
 mod swap;

@@ -97,6 +97,11 @@ impl Handler<Club> for Member {
         let seen = format!("{} note {}", Self::number(cx), note.0);
         cx.app.seen.push(seen);
         cx.conn.send(format!("{}\n", note.0))?;
+        if &*note.0 == "bye" {
+            cx.conn.close();
+            let late = cx.conn.send("after the close\n");
+            assert!(matches!(late, Err(SendError::Closed)), "{late:?}");
+        }
         if &*note.0 == "ping" {
             // For ever, from one to the other.
             let other = 1 - Self::number(cx);
@@ -195,6 +200,24 @@ fn a_callback_s_own_end_comes_behind_them_as_well() {
     let seen = ["0 line fail", "0 note from myself", "0 handler failed"];
     assert_eq!(sim.app().seen, seen);
     assert_eq!(sim.received(one), b"from myself\n");
+}
+
+/// The handler of a message closes while another waits: that one may be answered, but nothing else is sent.
+#[test]
+fn a_close_between_two_messages_comes_behind_both() {
+    let (mut sim, one, _) = club(Config::new());
+    let id = sim.app().members[0];
+    let mut control = sim.control();
+    let mut conn = control.conn(id).expect("open");
+    for text in ["bye", "and this"] {
+        conn.notify(Note(text.into())).expect("it is open");
+    }
+    linger(&mut sim);
+    assert_eq!(sim.received(one), b"bye\nand this\n");
+    assert_eq!(
+        sim.app().seen,
+        ["0 note bye", "0 note and this", "0 closed by handler"]
+    );
 }
 
 #[test]

@@ -9,8 +9,8 @@ use kit::net::{eventually, local, packet2, Place, Running, PATIENCE};
 use kit::script::{connect_narrow, spawn_script, usual, Call, Journal};
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    CloseReason, Config, Context, Decoded, Error, FrameBuf, FrameError, Framer, Framing, Handler,
-    Listen, Outcome, Server,
+    CloseReason, Config, Context, Decoded, Error, FrameError, Framer, Framing, Handler, Listen,
+    Outcome, Server,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -69,11 +69,6 @@ impl Framer for Barred {
             payload: 0..at,
             consumed: at + 1,
         })
-    }
-
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(payload);
-        Ok(())
     }
 }
 

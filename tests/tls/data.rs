@@ -93,6 +93,48 @@ fn megabytes_go_both_ways_at_once() {
     }
 }
 
+/// Payloads that were given away, are shared or in parts are kept until they are encrypted.
+#[test]
+fn every_kind_of_payload_is_encrypted_in_order() {
+    struct EveryKind;
+    impl Handler for EveryKind {
+        fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+            let shared: Arc<[u8]> = frame.into();
+            let (front, back) = frame.split_at(frame.len() / 3);
+            cx.conn.send(frame)?;
+            cx.conn.send(frame.to_vec())?;
+            cx.conn.send(Arc::clone(&shared))?;
+            cx.conn.send((front, back.to_vec()))?;
+            cx.conn.send_with(|out| {
+                out.put(front);
+                out.put(back);
+                Ok(())
+            })?;
+            cx.conn.send(shared)?;
+            Ok(())
+        }
+    }
+    let site = Site::new();
+    let sizes = [0, 3, 5_000, 16_380, 16_384, 40_000, 300_000];
+    for version in VERSIONS {
+        let listen = listen(&site).with(|listen| {
+            listen.framing = Framing::Packet4;
+            listen.conn.output_limit = 16 * 1024 * 1024;
+            listen.socket.send_buffer = Some(16 * 1024);
+        });
+        let server = spawn(move || {
+            let mut server = Server::new(Config::new()).expect("server");
+            let every_kind = |_: &mut (), _| EveryKind;
+            server.listen(listen, every_kind).expect("listen");
+            (server, ())
+        });
+        let client = secure(server.addr(), &site.client(version));
+        let answer = exchange(client, &packets(4, &sizes));
+        let expected = sizes.map(|size| packets(4, &[size; 6])).concat();
+        assert_same(&answer, &expected);
+    }
+}
+
 /// All frames of one write are answered, in order.
 #[test]
 fn ten_thousand_frames_in_one_write() {

@@ -68,15 +68,17 @@ impl Framer for Brittle {
         Ok(())
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(b"<");
+    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        out.put(payload);
         match payload {
             [0xFF, ..] => blow(),
             [0xFE, ..] => Err(FrameError::new("as planned")),
-            payload => {
-                out.put(payload);
-                Ok(())
-            }
+            payload => Ok(payload.len() % 2 == 0),
         }
+    }
+
+    fn header(&mut self, _: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        out.put(b"<");
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::{self, Write};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kit::planned::{blow, PanicOnDrop};
@@ -296,7 +297,12 @@ impl Subject {
 fn perform(conn: &mut Conn<'_, App>, act: Act) {
     match act {
         // It may be closing, or full: both are results.
-        Act::Send(length) => drop(conn.send(vec![length; usize::from(length)])),
+        Act::Send(length) => {
+            send(conn, length);
+            if length % 4 == 0 {
+                conn.notify_flushed();
+            }
+        }
         Act::Close => conn.close(),
         Act::CloseAfterInput => conn.close_after_input(),
         Act::Abort => conn.abort(),
@@ -318,9 +324,37 @@ fn perform(conn: &mut Conn<'_, App>, act: Act) {
     }
 }
 
+/// Each length in one way.
+fn send(conn: &mut Conn<'_, App>, length: u8) {
+    let payload = vec![length; usize::from(length)];
+    let shared: Arc<[u8]> = payload.as_slice().into();
+    let (front, back) = payload.split_at(payload.len() / 2);
+    let _ = match length % 6 {
+        0 => conn.send(payload),
+        1 => conn.send(shared),
+        2 => conn.send((front, shared, back.to_vec())),
+        3 => conn.send_with(|out| {
+            out.put(front);
+            out.put(back);
+            Ok(())
+        }),
+        4 => {
+            let id = conn.id();
+            let said = conn.broadcast([id, id], shared);
+            assert_eq!(said.sent + said.gone + said.refused.len(), 2);
+            Ok(())
+        }
+        _ => conn.send(&payload),
+    };
+}
+
 fn give(handle: &Handle<App>, target: ConnId, order: Order) {
     // Refused if the connection has gone or too much waits, which are results too.
     let _ = match order {
+        Order::Send(length) if length % 2 == 0 => {
+            handle.broadcast([target, target], vec![length; usize::from(length)]);
+            Ok(())
+        }
         Order::Send(length) => handle.send(target, vec![length; usize::from(length)]),
         Order::Notify => handle.notify(target, ()),
         Order::Kill => handle.kill(target),

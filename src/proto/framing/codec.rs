@@ -1,11 +1,13 @@
-//! The codec of one connection: frames out of received bytes, and bytes out of frames.
+//! The codec of one connection: frames out of received bytes. Bytes out of frames are in [`encode`].
+
+mod encode;
 
 use std::fmt;
 use std::io::BufRead;
 use std::ops::Range;
 
 use super::super::buffers::Buffers;
-use super::framer::{AnyFramer, FrameBuf, Framing};
+use super::framer::{AnyFramer, Framing};
 use super::length_field::{Shape, Shaped};
 use super::step::{EncodeError, Step, DEFAULT_MAX_LONG};
 
@@ -200,31 +202,6 @@ impl Codec {
         }
     }
 
-    /// Appends one frame to `out`, or leaves `out` as it was.
-    #[inline]
-    pub(in crate::proto) fn encode(
-        &mut self,
-        payload: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), EncodeError> {
-        match self {
-            Self::BuiltIn(cutter) => cutter.encode(payload, out),
-            Self::Shaped(shaped) => shaped.encode(payload, out),
-            Self::Custom(custom) => custom.encode(payload, out),
-        }
-    }
-
-    /// Appends the header of a payload of `length` bytes to `out`.
-    ///
-    /// False if it cannot be sent, or if the framing is the user's: see [`Codec::encode`].
-    pub(in crate::proto) fn put_header(&self, length: usize, out: &mut Vec<u8>) -> bool {
-        match self {
-            Self::BuiltIn(cutter) => cutter.put_header(length, out).is_ok(),
-            Self::Shaped(shaped) => shaped.put_header(length, out).is_ok(),
-            Self::Custom(_) => false,
-        }
-    }
-
     /// True if it is the user's code, which may panic.
     #[inline]
     pub(in crate::proto) fn is_custom(&self) -> bool {
@@ -378,55 +355,6 @@ impl Cutter {
             Kind::Raw => false,
             Kind::Delimited(_) => input.len() > max,
         }
-    }
-
-    #[inline]
-    fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        out.reserve(MAX_HEADER + payload.len());
-        self.put_header(payload.len(), out)?;
-        out.extend_from_slice(payload);
-        Ok(())
-    }
-
-    /// Appends the header of a payload of `length` bytes, unless the payload is too long.
-    #[inline]
-    fn put_header(self, length: usize, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        let Kind::Packet(width) = self.kind else {
-            return Ok(());
-        };
-        let max = width.limit();
-        if length > max {
-            return Err(EncodeError::TooLarge { max });
-        }
-        // The length fits in the header.
-        match width {
-            Width::One => out.push(length as u8),
-            Width::Two => out.extend_from_slice(&(length as u16).to_be_bytes()),
-            Width::Four => out.extend_from_slice(&(length as u32).to_be_bytes()),
-        }
-        Ok(())
-    }
-}
-
-impl Custom {
-    fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        /// Removes what a framer appended before it failed or panicked.
-        struct Undo<'a> {
-            out: &'a mut Vec<u8>,
-            keep: usize,
-        }
-        impl Drop for Undo<'_> {
-            fn drop(&mut self) {
-                self.out.truncate(self.keep);
-            }
-        }
-        let keep = out.len();
-        let mut undo = Undo { out, keep };
-        self.framer
-            .encode(payload, &mut FrameBuf::new(undo.out, usize::MAX))
-            .map_err(EncodeError::Refused)?;
-        undo.keep = undo.out.len();
-        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -86,6 +87,7 @@ impl Framing {
     /// [`Conn::set_framing`](crate::Conn::set_framing).
     ///
     /// ```
+    /// use std::io::Write;
     /// use portcullis::{Decoded, FrameError, FrameBuf, Framer, Framing};
     ///
     /// /// Netstrings: `5:hello,`.
@@ -109,11 +111,11 @@ impl Framing {
     ///             Some(_) => Err(FrameError::new("no comma")),
     ///         }
     ///     }
-    ///     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-    ///         out.put(format!("{}:", payload.len()).as_bytes());
-    ///         out.put(payload);
+    ///     fn header(&mut self, length: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+    ///         write!(out, "{length}:").map_err(FrameError::new)
+    ///     }
+    ///     fn trailer(&mut self, out: &mut FrameBuf<'_>) {
     ///         out.put(b",");
-    ///         Ok(())
     ///     }
     /// }
     /// let framing = Framing::custom(|| Netstring);
@@ -260,15 +262,35 @@ pub trait Framer {
         Ok(())
     }
 
-    /// Appends one frame with this payload to `out`. After an error nothing of the frame is sent.
+    /// Transforms the payload of a frame that is sent: compresses, masks or escapes it. Appends the
+    /// result to `out` and returns true; the result then takes the payload's place. By default, and
+    /// wherever it returns false, the payload goes out as it is, and a large one without a copy.
     ///
     /// # Errors
     ///
-    /// An error reaches the caller of `send`, as [`SendError::Refused`](crate::SendError::Refused).
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError>;
+    /// As for [`Framer::header`].
+    fn pack(&mut self, _payload: &[u8], _out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        Ok(false)
+    }
+
+    /// Appends the header of a frame that is sent, whose payload has `length` bytes behind
+    /// [`Framer::pack`]. By default there is none.
+    ///
+    /// # Errors
+    ///
+    /// An error reaches the caller of `send`, as [`SendError::Refused`](crate::SendError::Refused),
+    /// and nothing of the frame is sent.
+    fn header(&mut self, _length: usize, _out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        Ok(())
+    }
+
+    /// Appends what follows the payload of the frame whose header was the last. By default there is
+    /// nothing.
+    fn trailer(&mut self, _out: &mut FrameBuf<'_>) {}
 }
 
-/// The output of [`Framer::encode`] and of [`Framer::unpack`], append only.
+/// Bytes of a frame, append only: for a [`Framer`], and for
+/// [`Conn::send_with`](crate::Conn::send_with).
 #[derive(Debug)]
 pub struct FrameBuf<'a> {
     pub(super) bytes: &'a mut Vec<u8>,
@@ -303,6 +325,23 @@ impl<'a> FrameBuf<'a> {
     /// True if more was appended than there was room for.
     pub(super) fn is_over(&self) -> bool {
         self.end == 0
+    }
+}
+
+/// Never fails.
+impl Write for FrameBuf<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.put(bytes);
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.put(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use super::framer::{FrameError, Framing};
 use super::step::{EncodeError, Step, DEFAULT_MAX_LONG};
 use crate::error::{Error, Result};
+use crate::proto::payload::{length, Chunk};
 
 /// The place and meaning of a length in a frame's header: see
 /// [`Framing::LengthField`](super::Framing::LengthField).
@@ -93,7 +94,7 @@ impl LengthField {
         if value > limit {
             let max = limit + i128::from(self.adjustment);
             let max = usize::try_from(max.max(0)).unwrap_or(usize::MAX);
-            return Err(EncodeError::TooLarge { max });
+            return Err(EncodeError::TooLarge { length, max });
         }
         let width = usize::from(self.width);
         // The value fits in the field.
@@ -107,10 +108,10 @@ impl LengthField {
         Ok(())
     }
 
-    /// Checks that `frame` is as long as its header announces.
-    fn check_whole(self, frame: &[u8]) -> Result<(), EncodeError> {
-        match self.extent(frame) {
-            Extent::Length(length) if length == frame.len() => Ok(()),
+    /// Checks that a frame is as long as its header announces, which is in `front`.
+    fn check_whole(self, front: &[u8], frame: usize) -> Result<(), EncodeError> {
+        match self.extent(front) {
+            Extent::Length(length) if length == frame => Ok(()),
             _ => Err(refused(
                 "the length field does not announce the length of the frame",
             )),
@@ -240,10 +241,45 @@ impl Shaped {
     #[inline(never)]
     pub(super) fn encode(&self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
         match self.shape {
-            Shape::Field(field) if field.offset > 0 => field.check_whole(payload)?,
+            Shape::Field(field) if field.offset > 0 => field.check_whole(payload, payload.len())?,
             _ => self.put_header(payload.len(), out)?,
         }
         out.extend_from_slice(payload);
+        Ok(())
+    }
+
+    /// Appends the header of a payload in pieces to `envelope`.
+    pub(super) fn wrap(
+        &self,
+        payload: &[Chunk<'_>],
+        envelope: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        let length = length(payload);
+        let Shape::Field(field) = self.shape else {
+            return self.put_header(length, envelope);
+        };
+        match (field.offset, payload) {
+            (0, _) => self.put_header(length, envelope),
+            (_, [whole]) => field.check_whole(whole.bytes(), length),
+            (_, pieces) => {
+                let bytes = pieces.iter().flat_map(Chunk::bytes).copied();
+                let front: Vec<u8> = bytes.take(field.header()).collect();
+                field.check_whole(&front, length)
+            }
+        }
+    }
+
+    /// Makes a frame of the payload at the end of `out`, which begins at `start`.
+    pub(super) fn wrap_tail(&self, out: &mut Vec<u8>, start: usize) -> Result<(), EncodeError> {
+        let end = out.len();
+        let payload = [Chunk::Borrowed(out.get(start..).unwrap_or_default())];
+        let mut header = Vec::new();
+        self.wrap(&payload, &mut header)?;
+        out.extend_from_slice(&header);
+        if let Some(frame) = out.get_mut(start..) {
+            frame.rotate_right(header.len());
+        }
+        debug_assert_eq!(out.len(), end + header.len());
         Ok(())
     }
 
@@ -254,6 +290,7 @@ impl Shaped {
             Shape::Fixed(fixed) => match length.cmp(&(fixed as usize)) {
                 Ordering::Equal => Ok(()),
                 Ordering::Greater => Err(EncodeError::TooLarge {
+                    length,
                     max: fixed as usize,
                 }),
                 Ordering::Less => Err(refused(

@@ -27,6 +27,6 @@ pub(in crate::proto) enum Step {
 /// Why a frame cannot be encoded.
 #[derive(Debug)]
 pub(in crate::proto) enum EncodeError {
-    TooLarge { max: usize },
+    TooLarge { length: usize, max: usize },
     Refused(FrameError),
 }

@@ -291,10 +291,6 @@ fn a_need_delays_the_next_call() {
                 },
             })
         }
-
-        fn encode(&mut self, _: &[u8], _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-            Ok(())
-        }
     }
     let asked = Rc::new(Cell::new(0));
     let framer = Box::new(Counting(Rc::clone(&asked)));
@@ -323,7 +319,9 @@ fn too_long_to_encode_appends_nothing() {
         let mut codec = Codec::new(&framing, Some(10));
         let mut out = b"before".to_vec();
         match codec.encode(&vec![0; limit + 1], &mut out) {
-            Err(EncodeError::TooLarge { max }) => assert_eq!(max, limit),
+            Err(EncodeError::TooLarge { length, max }) => {
+                assert_eq!((length, max), (limit + 1, limit));
+            }
             other => panic!("{other:?}"),
         }
         assert_eq!(out, b"before");

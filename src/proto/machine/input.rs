@@ -332,6 +332,8 @@ impl Machine {
             Event::Drain
         } else if self.status.events.take(Events::WRITABLE) {
             Event::Writable
+        } else if self.status.events.take(Events::FLUSHED) {
+            Event::Flushed
         } else if !self.status.life.is_open() || self.is_paused() {
             return ControlFlow::Break(None);
         } else {
@@ -360,10 +362,9 @@ impl Machine {
 
     /// Closes if no whole frame is left, only `rest`, and nothing more can arrive.
     fn finish_input(&mut self, rest: &[u8], now: Time, pool: &mut Pool) {
-        let begun = if rest.is_empty() {
-            self.parts().recv_buf.pending()
-        } else {
-            rest
+        let begun = match rest.is_empty() {
+            true => self.parts().recv_buf.pending(),
+            false => rest,
         };
         let between_frames = begun.is_empty();
         let truncated = self.reason_for(begun, CloseReason::Truncated);

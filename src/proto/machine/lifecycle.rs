@@ -160,7 +160,7 @@ impl Machine {
 
     #[cfg(feature = "tls")]
     fn take_output(&mut self) -> SendBuffer {
-        std::mem::take(&mut self.wake_unpooled().send_buf)
+        self.wake_unpooled().send_buf.take()
     }
 
     fn begin_handshake(&mut self, session: Session, now: Time, pool: &mut Pool) {
@@ -249,7 +249,7 @@ impl Machine {
             EndLimits::of(&self.limits),
             tls,
             parts.recv_buf.pending(),
-            parts.send_buf.pending(),
+            parts.send_buf.to_vec(),
         );
         self.drop_output(pool);
         self.enter_closing(Phase::Detached, pool);

@@ -2,18 +2,19 @@
 //! tells what it has not sent. And the options, which apply to both directions.
 
 use std::error::Error as StdError;
-use std::io;
+use std::io::{self, IoSlice};
 use std::rc::Rc;
 
 use super::Machine;
 use crate::catch::Panic;
 use crate::error::Error;
 use crate::proto::close::closed_by;
-use crate::proto::framing::{Codec, Framing};
+use crate::proto::framing::{Codec, FrameBuf, FrameError, Framing};
 use crate::proto::life::Phase;
+use crate::proto::payload::Chunk;
 use crate::proto::pool::Pool;
 use crate::proto::rates::SharedMeters;
-use crate::proto::send::append_frame;
+use crate::proto::send::Frame;
 use crate::proto::state::SendError;
 use crate::proto::status::Events;
 use crate::proto::time::Time;
@@ -71,15 +72,16 @@ impl Machine {
                 .len()
                 .saturating_sub(session.tls_overhead())
         });
-        let queued = send_buf.len() + encrypted;
+        let elsewhere = send_buf.kept_len() + encrypted;
+        let queued = send_buf.copied_len() + elsewhere;
         if !MAY_CONGEST && queued + payload.len() >= limits.high_watermark {
             return Ok(false);
         }
         if MAY_CONGEST && queued >= limits.output_limit {
             return Err(self.refuse_to_send(queued, now));
         }
-        append_frame(codec, payload, send_buf.tail(&mut pool.buffers))?;
-        let is_high = send_buf.len() + encrypted >= limits.high_watermark;
+        codec.encode(payload, send_buf.tail(&mut pool.buffers))?;
+        let is_high = send_buf.copied_len() + elsewhere >= limits.high_watermark;
         self.count_sent(payload.len(), pool);
         if is_high {
             self.congest(now);
@@ -124,39 +126,79 @@ impl Machine {
         pool.sizes_out.record(length as u64);
     }
 
-    /// Puts the header of a frame with `payload` into `header`, if both can be written at once.
-    ///
-    /// That is if no output is pending, and the frame needs nothing but a header.
-    pub(crate) fn can_write_through(&self, payload: &[u8], header: &mut Vec<u8>) -> bool {
-        let free = self.only_frames() && self.tls.is_none() && self.parts().send_buf.is_empty();
-        free && self.codec.put_header(payload.len(), header)
+    /// Checks whether a frame can be queued. Ciphertext counts, but for the bytes of TLS itself.
+    fn check_queue(&mut self, now: Time) -> Result<(), SendError> {
+        if !self.can_queue() {
+            return Err(self.refuse_for_good());
+        }
+        let queued = self.unsent_app_bytes();
+        if queued >= self.limits.output_limit {
+            return Err(self.refuse_to_send(queued, now));
+        }
+        Ok(())
     }
 
-    /// Queues the remainder of such a frame, of which the kernel took `count` bytes.
+    /// Makes one frame of `payload`, for [`Machine::queue_frame`]. It keeps longer chunks than
+    /// `min_kept` as they are.
+    pub(crate) fn frame<'a, 'c>(
+        &mut self,
+        payload: &'a mut [Chunk<'c>],
+        min_kept: usize,
+        now: Time,
+        pool: &mut Pool,
+    ) -> Result<Frame<'a, 'c>, SendError> {
+        self.check_queue(now)?;
+        Frame::new(&mut self.codec, payload, min_kept, &mut pool.buffers)
+    }
+
+    /// True if no output is pending that a frame would have to wait for.
+    pub(crate) fn can_write_through(&self) -> bool {
+        self.only_frames() && self.tls.is_none() && self.parts().send_buf.is_empty()
+    }
+
+    /// Queues the remainder of a frame, of which the kernel took `count` bytes.
     ///
     /// Drops it if the kernel will take no more for good.
-    pub(crate) fn handle_written_through(
+    pub(crate) fn queue_frame(
         &mut self,
-        header: &[u8],
-        payload: &[u8],
+        frame: Frame<'_, '_>,
         count: usize,
         now: Time,
         pool: &mut Pool,
     ) {
         self.traffic.bytes_out += count as u64;
         pool.traffic.bytes_out += count as u64;
-        self.count_sent(payload.len(), pool);
-        let rest = payload
-            .get(count.saturating_sub(header.len())..)
-            .unwrap_or_default();
-        if rest.is_empty() || self.write_closed() {
+        self.count_sent(frame.length, pool);
+        if self.write_closed() {
             return;
         }
-        let (active, buffers) = self.wake(pool);
-        let tail = active.send_buf.tail(buffers);
-        tail.extend_from_slice(header.get(count..).unwrap_or_default());
-        tail.extend_from_slice(rest);
-        if active.send_buf.len() >= self.limits.high_watermark {
+        let active = self.active.get_or_insert_with(|| pool.take_active());
+        let Pool {
+            buffers, shared, ..
+        } = pool;
+        frame.queue(count, &mut active.send_buf, buffers, shared);
+        self.congest_if_high(now);
+    }
+
+    /// Queues one frame whose payload `write` appends. Returns the payload's length.
+    /// [`Machine::congest_if_high`] is to be called next.
+    pub(crate) fn send_with(
+        &mut self,
+        write: impl FnOnce(&mut FrameBuf<'_>) -> Result<(), FrameError>,
+        now: Time,
+        pool: &mut Pool,
+    ) -> Result<usize, SendError> {
+        self.check_queue(now)?;
+        let active = self.active.get_or_insert_with(|| pool.take_active());
+        let tail = active.send_buf.tail(&mut pool.buffers);
+        let length = self.codec.encode_with(write, tail, &mut pool.buffers)?;
+        self.count_sent(length, pool);
+        Ok(length)
+    }
+
+    /// Pauses reading if pending output has reached the high watermark.
+    pub(crate) fn congest_if_high(&mut self, now: Time) {
+        if self.unsent_app_bytes() >= self.limits.high_watermark {
             self.congest(now);
         }
     }
@@ -170,6 +212,12 @@ impl Machine {
                 active.deadlines.note_input();
             }
         }
+    }
+
+    /// Calls `see` for each shared payload that is pending.
+    #[cfg(feature = "sim")]
+    pub(crate) fn each_shared(&self, see: impl FnMut(&std::sync::Arc<[u8]>)) {
+        self.parts().send_buf.each_shared(see);
     }
 
     // To the socket.
@@ -187,18 +235,24 @@ impl Machine {
         }
     }
 
-    /// Returns the bytes to write now; encrypts as late as this.
+    /// Returns the bytes to write now; encrypts as late as this. `None` if they are in several
+    /// pieces: see [`Machine::pieces`].
     #[inline]
-    pub(crate) fn transmit(&mut self, now: Time, pool: &mut Pool) -> &[u8] {
+    pub(crate) fn transmit(&mut self, now: Time, pool: &mut Pool) -> Option<&[u8]> {
         if self.only_frames() && self.tls.is_none() {
-            self.parts().send_buf.pending()
+            self.parts().send_buf.whole()
         } else {
             self.prepare(now, pool)
         }
     }
 
+    /// Fills `pieces` with the first ones to write now; returns how many.
+    pub(crate) fn pieces<'a>(&'a self, pieces: &mut [IoSlice<'a>]) -> usize {
+        self.parts().send_buf.pieces(pieces)
+    }
+
     #[inline(never)]
-    fn prepare(&mut self, now: Time, pool: &mut Pool) -> &[u8] {
+    fn prepare(&mut self, now: Time, pool: &mut Pool) -> Option<&[u8]> {
         if self.only_frames() {
             self.encrypt(now, pool);
         } else if !self.allows().write {
@@ -206,7 +260,7 @@ impl Machine {
             if let (true, Some(session)) = (self.status.send.has_sent_fin(), &mut self.tls) {
                 session.silence(&mut pool.buffers);
             }
-            return &[];
+            return Some(&[]);
         } else {
             if !self.write_closed() {
                 self.encrypt(now, pool);
@@ -214,8 +268,8 @@ impl Machine {
             self.prepare_end(pool);
         }
         match &self.tls {
-            Some(session) => session.pending(),
-            None => self.parts().send_buf.pending(),
+            Some(session) => Some(session.pending()),
+            None => self.parts().send_buf.whole(),
         }
     }
 
@@ -223,7 +277,11 @@ impl Machine {
     #[inline]
     fn encrypt(&mut self, now: Time, pool: &mut Pool) {
         if let (Some(session), Some(active)) = (&mut self.tls, &mut self.active) {
-            match session.encrypt(active.send_buf.pending(), &mut pool.buffers) {
+            let encrypted = match active.send_buf.whole() {
+                Some(plain) => session.encrypt([plain, &[]], &mut pool.buffers),
+                None => session.encrypt_pieces(&active.send_buf, &mut pool.buffers),
+            };
+            match encrypted {
                 Ok(taken) => active.send_buf.advance(taken),
                 Err(error) => self.end_worn_out(error, now, pool),
             }
@@ -318,6 +376,37 @@ impl Machine {
             }
         }
         self.relieve_if_low(now);
+        self.note_flushed();
+    }
+
+    /// Notifies the handler once all output that is pending now has left.
+    pub(crate) fn notify_flushed(&mut self) {
+        if self.status.life.is_served() {
+            self.status.send.await_flush();
+            self.status.events.clear(Events::FLUSHED);
+            if let Some(active) = &mut self.active {
+                active.send_buf.mark();
+            }
+            self.note_flushed();
+        }
+    }
+
+    /// True if the handler is to be notified, or is about to be.
+    #[cfg(feature = "sim")]
+    pub(crate) fn awaits_flush(&self) -> bool {
+        self.status.send.awaits_flush() || self.status.events.has(Events::FLUSHED)
+    }
+
+    fn note_flushed(&mut self) {
+        if !self.status.send.awaits_flush() || self.write_closed() {
+            return;
+        }
+        let send_buf = &self.parts().send_buf;
+        let encrypted = self.unsent_app_bytes() - send_buf.len();
+        if send_buf.marked() == 0 && encrypted == 0 {
+            self.status.send.end_flush();
+            self.status.events.set(Events::FLUSHED);
+        }
     }
 
     /// Ends the congestion once the peer has taken enough.
@@ -443,10 +532,13 @@ impl Machine {
     }
 
     /// Decodes the buffered bytes, and all that follow, by another rule.
-    pub(crate) fn set_framing(&mut self, framing: &Framing) {
+    ///
+    /// Returns the rule before, which may be a framer of the user's.
+    pub(crate) fn set_framing(&mut self, framing: &Framing) -> impl Sized {
         let max = self.limits.max_frame.or(self.codec.chosen_max());
-        self.codec = Codec::new(framing, max);
+        let before = std::mem::replace(&mut self.codec, Codec::new(framing, max));
         self.decode_again();
+        before
     }
 
     /// Returns the framer, if it is of this type.

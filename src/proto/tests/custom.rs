@@ -3,6 +3,8 @@
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use super::*;
+use crate::proto::framing::Codec;
+use crate::proto::send_queue::Held;
 
 type Decode = fn(&[u8]) -> Result<Decoded, FrameError>;
 
@@ -14,15 +16,22 @@ impl Framer for Scripted {
         (self.0)(input)
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(b"<");
+    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        out.put(b"left behind");
         match payload {
-            b"refuse" => return Err(FrameError::new("a word that is not said")),
+            b"refuse" => Err(FrameError::new("a word that is not said")),
             b"panic" => panic!("the framer's own fault"),
-            _ => out.put(payload),
+            _ => Ok(false),
         }
-        out.put(b">");
+    }
+
+    fn header(&mut self, _: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        out.put(b"<");
         Ok(())
+    }
+
+    fn trailer(&mut self, out: &mut FrameBuf<'_>) {
+        out.put(b">");
     }
 }
 
@@ -136,10 +145,6 @@ impl Framer for Greedy {
     fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
         Ok(Decoded::Need(self.0))
     }
-
-    fn encode(&mut self, _: &[u8], _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        Ok(())
-    }
 }
 
 #[test]
@@ -243,11 +248,6 @@ fn one_framer_for_each_connection() {
                 consumed: self.0 - 1,
             })
         }
-
-        fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-            out.put(payload);
-            Ok(())
-        }
     }
     let framing = Framing::custom(|| Growing(1));
     for _ in 0..2 {
@@ -288,7 +288,7 @@ impl Framer for Slip {
         Ok(())
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
         for &byte in payload {
             match byte {
                 0xC0 => out.put(&[0xDB, 0xDC]),
@@ -296,8 +296,11 @@ impl Framer for Slip {
                 byte => out.put(&[byte]),
             }
         }
+        Ok(true)
+    }
+
+    fn trailer(&mut self, out: &mut FrameBuf<'_>) {
         out.put(&[0xC0]);
-        Ok(())
     }
 }
 
@@ -306,8 +309,8 @@ fn a_transformed_frame_is_the_same_in_every_cut() {
     let payloads = [&b"plain"[..], b"", &[0xC0, 1, 0xDB], &[0xDB; 20]];
     let mut wire = Vec::new();
     for payload in payloads {
-        Slip.encode(payload, &mut FrameBuf::new(&mut wire, usize::MAX))
-            .expect("it encodes");
+        let mut codec = Codec::new(&Framing::custom(|| Slip), None);
+        codec.encode(payload, &mut wire).expect("it encodes");
     }
     for piece in 1..=wire.len() {
         let mut rig = Rig::open_with(&Framing::custom(|| Slip), limits(), echo);
@@ -317,7 +320,7 @@ fn a_transformed_frame_is_the_same_in_every_cut() {
         assert_eq!(rig.events(), payloads.map(frame), "in pieces of {piece}");
         assert_eq!(rig.answers(), wire);
         assert!(rig.is_open());
-        assert_eq!(rig.machine.memory(), 0, "no memory is kept");
+        assert_eq!(rig.machine.memory(), Held::NOTHING, "no memory is kept");
     }
 }
 
@@ -354,10 +357,6 @@ impl Framer for Bomb {
             _ => Err(FrameError::new("no room")),
         }
     }
-
-    fn encode(&mut self, _: &[u8], _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        Ok(())
-    }
 }
 
 #[test]
@@ -393,11 +392,6 @@ fn a_framer_errs_once() {
         fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
             assert!(!std::mem::replace(&mut self.0, true), "it is asked again");
             Err(FrameError::new("once"))
-        }
-
-        fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-            out.put(payload);
-            Ok(())
         }
     }
     let mut told = 0;
@@ -545,11 +539,6 @@ fn a_handler_is_lent_its_own_framer() {
                 payload: 0..end,
                 consumed: end + 1,
             })
-        }
-
-        fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-            out.put(payload);
-            Ok(())
         }
     }
     let mut rig = Rig::open_with(&Framing::custom(Words::default), limits(), |turn, event| {

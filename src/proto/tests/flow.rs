@@ -1,5 +1,7 @@
 //! Watermarks, the hard limit, pause and resume, and a framing that changes on the way.
 
+use std::io::{IoSlice, Write};
+
 use super::*;
 
 fn frames(words: &[&str]) -> Vec<u8> {
@@ -220,8 +222,10 @@ fn both_the_handler_and_the_watermark_must_agree() {
 fn set_framing_recuts_later_input() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, event| {
         match event {
-            Seen::Frame(line) if line == b"packet\n" => turn.machine.set_framing(&Framing::Packet2),
-            Seen::Frame(line) if line == b"line" => turn.machine.set_framing(&Framing::Line),
+            Seen::Frame(line) if line == b"packet\n" => {
+                drop(turn.machine.set_framing(&Framing::Packet2))
+            }
+            Seen::Frame(line) if line == b"line" => drop(turn.machine.set_framing(&Framing::Line)),
             _ => {}
         }
         Ok(())
@@ -250,7 +254,7 @@ fn set_framing_recuts_buffered_input() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), silent);
     rig.receive(packet2("held"));
     assert_eq!(rig.events(), []);
-    rig.act(|turn| turn.machine.set_framing(&Framing::Packet2));
+    rig.act(|turn| drop(turn.machine.set_framing(&Framing::Packet2)));
     assert_eq!(rig.events(), [frame("held")]);
     // And from a timer, which precedes the frames.
     let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, event| {
@@ -270,11 +274,11 @@ fn set_framing_while_paused() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), one_at_a_time);
     rig.receive([b"first\n".to_vec(), packet2("sec\nond"), b"tail".to_vec()].concat());
     assert_eq!(rig.events(), [frame("first\n")]);
-    rig.act(|turn| turn.machine.set_framing(&Framing::Packet2));
+    rig.act(|turn| drop(turn.machine.set_framing(&Framing::Packet2)));
     assert_eq!(rig.events(), [], "paused is paused");
     rig.resume();
     assert_eq!(rig.events(), [frame("sec\nond")]);
-    rig.act(|turn| turn.machine.set_framing(&Framing::Raw));
+    rig.act(|turn| drop(turn.machine.set_framing(&Framing::Raw)));
     rig.resume();
     assert_eq!(rig.events(), [frame("tail")]);
 }
@@ -325,7 +329,7 @@ fn set_framing_limits_buffered_input() {
     };
     let mut rig = Rig::open_with(&Framing::Packet2, small, silent);
     rig.receive([0]);
-    rig.act(|turn| turn.machine.set_framing(&Framing::Line));
+    rig.act(|turn| drop(turn.machine.set_framing(&Framing::Line)));
     assert!(rig.is_open());
     rig.receive("abcd");
     assert_eq!(
@@ -356,47 +360,127 @@ fn many_frames_in_one_read() {
     assert_eq!(rig.answers(), vec![0; 20_000]);
 }
 
-/// A large frame is written without a copy: each byte leaves once and in order, wherever the kernel
-/// cuts it.
-#[test]
-fn a_frame_written_through_is_cut_anywhere() {
-    let payload: Vec<u8> = (0..60).collect();
-    for framing in [
+/// Netstrings, as a framing of the user's.
+struct Netstring;
+
+impl Framer for Netstring {
+    fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
+        Ok(Decoded::More)
+    }
+
+    fn header(&mut self, length: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        match length {
+            1000.. => Err(FrameError::new("too long")),
+            length => write!(out, "{length}:").map_err(FrameError::new),
+        }
+    }
+
+    fn trailer(&mut self, out: &mut FrameBuf<'_>) {
+        out.put(b",");
+    }
+}
+
+/// As [`Netstring`], and each byte is inverted.
+struct Inverted(Netstring);
+
+impl Framer for Inverted {
+    fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
+        Ok(Decoded::More)
+    }
+
+    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        for byte in payload {
+            out.put(&[!byte]);
+        }
+        Ok(true)
+    }
+
+    fn header(&mut self, length: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        self.0.header(length, out)
+    }
+
+    fn trailer(&mut self, out: &mut FrameBuf<'_>) {
+        self.0.trailer(out);
+    }
+}
+
+fn framings() -> [Framing; 7] {
+    [
         Framing::Raw,
         Framing::Packet1,
         Framing::Packet2,
         Framing::Packet4,
         Framing::Line,
-    ] {
-        let mut whole = Vec::new();
-        assert!(Codec::new(&framing, Some(100)).put_header(payload.len(), &mut whole));
-        let length = whole.len();
-        whole.extend_from_slice(&payload);
-        for count in 0..=whole.len() {
+        Framing::custom(|| Netstring),
+        Framing::custom(|| Inverted(Netstring)),
+    ]
+}
+
+fn encoded(framing: &Framing, payload: &[u8]) -> Vec<u8> {
+    let mut wire = Vec::new();
+    Codec::new(framing, Some(100))
+        .encode(payload, &mut wire)
+        .expect("short");
+    wire
+}
+
+/// Each kind of payload, and parts of one. The bytes are 0, 1, 2 and so on.
+const KINDS: usize = 4;
+
+fn of_kind(kind: usize, payload: &[u8]) -> Vec<Chunk<'_>> {
+    let (front, back) = payload.split_at(payload.len() / 3);
+    match kind {
+        0 => vec![Chunk::Borrowed(payload)],
+        1 => vec![Chunk::Owned(payload.to_vec())],
+        2 => vec![Chunk::Shared(payload.into())],
+        _ => vec![
+            Chunk::Borrowed(&front[..2]),
+            Chunk::Shared(front[2..].into()),
+            Chunk::Borrowed(&[]),
+            Chunk::Owned(back.to_vec()),
+        ],
+    }
+}
+
+/// A large frame is written without a copy: each byte leaves once and in order, wherever the kernel
+/// cuts it.
+#[test]
+fn a_frame_written_through_is_cut_anywhere() {
+    let payload: Vec<u8> = (0..60).collect();
+    for framing in framings() {
+        let whole = encoded(&framing, &payload);
+        for (kind, count) in (0..KINDS).flat_map(|kind| (0..=whole.len()).map(move |at| (kind, at)))
+        {
             let mut rig = Rig::open_with(&framing, limits(), silent);
-            let mut header = Vec::new();
-            assert!(rig.machine.can_write_through(&payload, &mut header));
-            assert_eq!(header.len(), length);
+            let mut chunks = of_kind(kind, &payload);
+            assert!(rig.machine.can_write_through());
+            let frame = rig.machine.frame(&mut chunks, 8, rig.now, &mut rig.pool);
+            let frame = frame.expect("short");
+            let mut pieces = [IoSlice::new(&[]); PIECES];
+            let (pieces_count, length) = frame.pieces(&mut pieces);
+            let wire: Vec<u8> = pieces[..pieces_count]
+                .iter()
+                .flat_map(|piece| piece.to_vec())
+                .collect();
+            assert_eq!((&wire, length), (&whole, whole.len()), "{framing:?}");
             rig.sent.extend_from_slice(&whole[..count]);
             rig.machine
-                .handle_written_through(&header, &payload, count, rig.now, &mut rig.pool);
+                .queue_frame(frame, count, rig.now, &mut rig.pool);
             assert_eq!(rig.machine.queued(), whole.len() - count);
             assert_eq!(
-                rig.machine.can_write_through(&payload, &mut Vec::new()),
+                rig.machine.can_write_through(),
                 count == whole.len(),
                 "in order"
             );
             rig.act(|turn| turn.send(b"behind").expect("room"));
-            let mut expected = whole.clone();
-            Codec::new(&framing, Some(100))
-                .encode(b"behind", &mut expected)
-                .expect("short");
+            let expected = [whole.clone(), encoded(&framing, b"behind")].concat();
             assert_eq!(rig.answers(), expected, "{framing:?} at {count}");
             let traffic = rig.machine.traffic();
             assert_eq!(
                 (traffic.frames_out, traffic.bytes_out),
                 (2, expected.len() as u64)
             );
+            assert_eq!(rig.pool.shared.bytes(), 0);
         }
     }
 }
@@ -405,19 +489,77 @@ fn a_frame_written_through_is_cut_anywhere() {
 #[test]
 fn a_frame_is_written_through_only_in_order() {
     let mut rig = Rig::open(silent);
-    let mut header = Vec::new();
+    let too_long = &mut [Chunk::Borrowed(&[0; 0x1_0000])];
+    let refused = rig.machine.frame(too_long, 8, rig.now, &mut rig.pool);
     assert!(
-        !rig.machine.can_write_through(&[0; 0x1_0000], &mut header),
+        matches!(
+            refused,
+            Err(SendError::FrameTooLarge {
+                length: 0x1_0000,
+                max: 0xFFFF
+            })
+        ),
         "too long for its header"
     );
-    assert!(header.is_empty());
-    assert!(rig.machine.can_write_through(&[1; 200], &mut header));
+    assert!(rig.machine.can_write_through());
     rig.room = 0;
-    rig.machine
-        .handle_written_through(&header, &[1; 200], 0, rig.now, &mut rig.pool);
+    let payload = &mut [Chunk::Borrowed(&[1; 200])];
+    let frame = rig.machine.frame(payload, 8, rig.now, &mut rig.pool);
+    let frame = frame.expect("open");
+    rig.machine.queue_frame(frame, 0, rig.now, &mut rig.pool);
     assert!(rig.machine.is_congested() && !rig.machine.wants_read());
     rig.drain_to_peer(1000);
     assert_eq!(rig.events(), [Seen::Writable]);
     rig.close();
-    assert!(!rig.machine.can_write_through(b"late", &mut Vec::new()));
+    assert!(!rig.machine.can_write_through());
+}
+
+/// A frame is written in place, behind pending output; after an error or a panic nothing is left.
+#[test]
+fn a_frame_is_written_in_place() {
+    for framing in framings() {
+        let mut rig = Rig::open_with(&framing, limits(), silent);
+        rig.room = 0;
+        let write = |rig: &mut Rig, write: &dyn Fn(&mut FrameBuf<'_>) -> Result<(), FrameError>| {
+            rig.machine.send_with(write, rig.now, &mut rig.pool)
+        };
+        let mut sent = Vec::new();
+        for words in ["one", "", "three"] {
+            let length = write(&mut rig, &|out| {
+                write!(out, "{words}").map_err(FrameError::new)
+            });
+            assert_eq!(length.expect("room"), words.len());
+            sent.extend(encoded(&framing, words.as_bytes()));
+            let refused = write(&mut rig, &|out| {
+                out.put(b"half");
+                Err(FrameError::new("as planned"))
+            });
+            assert!(matches!(refused, Err(SendError::Refused(_))));
+            let panicked = crate::catch::catch(|| {
+                write(&mut rig, &|out| {
+                    out.put(b"half");
+                    panic!("as planned")
+                })
+            });
+            assert!(panicked.is_err());
+            assert_eq!(rig.machine.queued(), sent.len(), "{framing:?}");
+        }
+        if let Framing::Packet1 = framing {
+            let refused = write(&mut rig, &|out| {
+                out.put(&[0; 256]);
+                Ok(())
+            });
+            assert!(matches!(
+                refused,
+                Err(SendError::FrameTooLarge {
+                    length: 256,
+                    max: 255
+                })
+            ));
+        }
+        rig.room = usize::MAX;
+        rig.act(|_| ());
+        assert_eq!(rig.answers(), sent, "{framing:?}");
+        assert_eq!(rig.machine.traffic().frames_out, 3);
+    }
 }

@@ -11,7 +11,7 @@ fn holds(rig: &mut Rig) -> usize {
 fn spares(rig: &mut Rig) -> Vec<usize> {
     let mut buffers = Vec::new();
     loop {
-        let buffer = rig.pool.take();
+        let buffer = rig.pool.buffers.take();
         if buffer.capacity() == 0 {
             break;
         }
@@ -156,11 +156,11 @@ fn buffered_bytes_are_counted() {
 #[test]
 fn timers_are_counted() {
     let mut rig = Rig::open(silent);
-    assert_eq!(rig.machine.memory(), 0);
+    assert_eq!(rig.machine.memory(), Held::NOTHING);
     for key in 0..=u8::MAX {
         rig.act(|turn| turn.set_timer(key, secs(1)));
     }
-    assert!(rig.machine.memory() >= 256 * 16);
+    assert!(rig.machine.memory().own >= 256 * 16);
     rig.pass(secs(1));
-    assert_eq!(rig.machine.memory(), 0);
+    assert_eq!(rig.machine.memory(), Held::NOTHING);
 }

@@ -36,6 +36,7 @@ enum Seen {
     BadInput(CloseReason),
     Finished,
     Writable,
+    Flushed,
     Timer(u8),
     Drain,
 }
@@ -51,6 +52,7 @@ impl From<Event<'_>> for Seen {
             Event::BadInput(closed) => Self::BadInput(closed.reason),
             Event::Finished => Self::Finished,
             Event::Writable => Self::Writable,
+            Event::Flushed => Self::Flushed,
             Event::Timer(key) => Self::Timer(key),
             Event::Drain => Self::Drain,
         }
@@ -378,10 +380,19 @@ impl Rig {
 
     fn flush(&mut self) {
         loop {
-            let bytes = self.machine.transmit(self.now, &mut self.pool);
-            if bytes.is_empty() {
-                return;
-            }
+            let whole = self.machine.transmit(self.now, &mut self.pool);
+            let bytes = match whole.map(<[u8]>::to_vec) {
+                Some(bytes) if bytes.is_empty() => return,
+                Some(bytes) => bytes,
+                None => {
+                    let mut pieces = [io::IoSlice::new(&[]); PIECES];
+                    let count = self.machine.pieces(&mut pieces);
+                    pieces[..count]
+                        .iter()
+                        .flat_map(|piece| piece.to_vec())
+                        .collect()
+                }
+            };
             if let Some(errno) = self.write_error {
                 let error = io::Error::from_raw_os_error(errno);
                 return self

@@ -160,7 +160,7 @@ fn a_maximum_frame_stays_over_a_change_of_framing() {
     });
     assert_eq!(rig.machine.max_frame(), 0xFFFF);
     rig.reconfigure(|conn| conn.max_frame = Some(4));
-    rig.act(|turn| turn.machine.set_framing(&Framing::Line));
+    rig.act(|turn| drop(turn.machine.set_framing(&Framing::Line)));
     assert_eq!(rig.machine.max_frame(), 4);
     rig.receive("abc\n");
     assert_eq!(rig.events(), [frame("abc\n")]);

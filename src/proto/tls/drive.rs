@@ -14,7 +14,8 @@ use crate::proto::buffers::{Buffers, SendBuffer};
 /// The most that a record adds to its plaintext: header, TLS 1.2 nonce, content type and tag,
 /// rounded up.
 const MAX_OVERHEAD: usize = 64;
-const MAX_PAYLOAD: usize = 16 * 1024;
+/// The most plaintext of a record.
+pub(super) const MAX_PAYLOAD: usize = 16 * 1024;
 
 /// What rustls has twice: for servers and for clients.
 pub(super) trait Side {
@@ -52,7 +53,7 @@ impl Side for UnbufferedClientConnection {
 /// What to do once rustls has nothing left to send by itself.
 pub(super) enum Wish<'a> {
     Nothing,
-    Encrypt(&'a [u8]),
+    Encrypt([&'a [u8]; 2]),
     CloseNotify,
 }
 
@@ -152,13 +153,17 @@ fn grant<Data>(mut traffic: WriteTraffic<'_, Data>, wish: Wish<'_>, out: &mut Ve
     };
     match wish {
         Wish::Encrypt(plain) => {
-            out.reserve(plain.len() + plain.len().div_ceil(MAX_PAYLOAD) * MAX_OVERHEAD);
+            let room =
+                |piece: &[u8]| piece.len() + piece.len().div_ceil(MAX_PAYLOAD) * MAX_OVERHEAD;
+            out.reserve(plain.into_iter().map(room).sum());
             // One record at a time: rustls refuses several as a whole if the keys allow only some.
-            plain.chunks(MAX_PAYLOAD).all(|record| {
+            let mut encrypt = |record: &[u8]| {
                 append(out, record.len() + MAX_OVERHEAD, |space| {
                     traffic.encrypt(record, space).map_err(required)
                 })
-            })
+            };
+            let mut all = |piece: &[u8]| piece.chunks(MAX_PAYLOAD).all(&mut encrypt);
+            plain.into_iter().all(&mut all)
         }
         Wish::CloseNotify | Wish::Nothing => append(out, MAX_OVERHEAD, |space| {
             traffic.queue_close_notify(space).map_err(required)

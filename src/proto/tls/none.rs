@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 
 use super::buffers::{Buffers, SendBuffer};
+use super::send_queue::SendQueue;
 
 #[derive(Debug)]
 pub(super) enum Session {}
@@ -81,7 +82,15 @@ impl Session {
 
     pub(super) fn encrypt(
         &mut self,
-        _plain: &[u8],
+        _plain: [&[u8]; 2],
+        _buffers: &mut Buffers,
+    ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
+        match *self {}
+    }
+
+    pub(super) fn encrypt_pieces(
+        &mut self,
+        _plain: &SendQueue,
         _buffers: &mut Buffers,
     ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
         match *self {}

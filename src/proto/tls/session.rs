@@ -10,9 +10,10 @@ use rustls::{AlertDescription, CommonState, ContentType, ProtocolVersion, Server
 
 use super::client::{ClientTls, WithServer};
 use super::config::TlsConfig;
-use super::drive::{drive, Out, Side, Wish};
+use super::drive::{drive, Out, Side, Wish, MAX_PAYLOAD};
 use crate::catch::catch;
 use crate::proto::buffers::{retained, Buffers, SendBuffer};
+use crate::proto::send_queue::SendQueue;
 
 type Failed = Box<dyn StdError + Send + Sync>;
 
@@ -264,32 +265,60 @@ impl Session {
         Ok(())
     }
 
-    /// Encrypts the front of `plain`, unless ciphertext of earlier plaintext is pending.
+    /// Encrypts the front of `plain`, in two pieces, unless ciphertext of earlier plaintext is
+    /// pending.
     ///
     /// Returns how many bytes of `plain` were encrypted. TLS's own bytes may be pending, and bytes
     /// from before an upgrade.
     pub(in crate::proto) fn encrypt(
         &mut self,
-        plain: &[u8],
+        plain: [&[u8]; 2],
         buffers: &mut Buffers,
     ) -> Result<usize, Failed> {
-        let encrypted = self
-            .send_buf
-            .len()
-            .saturating_sub(self.clear + self.tls_overhead);
-        if plain.is_empty() || encrypted > 0 || self.notified || self.is_handshaking() {
+        if plain.iter().all(|piece| piece.is_empty()) || !self.can_encrypt() {
             return Ok(0);
         }
-        let chunk = plain.get(..ENCRYPT_CHUNK).unwrap_or(plain);
+        let mut room = ENCRYPT_CHUNK;
+        let chunks = plain.map(|piece| {
+            let chunk = piece.get(..room).unwrap_or(piece);
+            room -= chunk.len();
+            chunk
+        });
         let before = self.tls_overhead;
-        if let Err(error) = self.wish(Wish::Encrypt(chunk), buffers) {
+        if let Err(error) = self.wish(Wish::Encrypt(chunks), buffers) {
             // Worn out keys: close_notify is in the buffer, behind the last encrypted record.
             self.notified = true;
             self.goodbye = self.tls_overhead - before;
             self.tls_overhead = before;
             return Err(error);
         }
-        Ok(chunk.len())
+        Ok(ENCRYPT_CHUNK - room)
+    }
+
+    /// As [`Session::encrypt`], for output in several pieces. Short ones are copied into one
+    /// record: rustls encrypts from one piece.
+    pub(in crate::proto) fn encrypt_pieces(
+        &mut self,
+        plain: &SendQueue,
+        buffers: &mut Buffers,
+    ) -> Result<usize, Failed> {
+        if !self.can_encrypt() {
+            return Ok(0);
+        }
+        let mut joint = buffers.take();
+        let (first, second) = plain.first_two(&mut joint, MAX_PAYLOAD);
+        let encrypted = self.encrypt([first, second], buffers);
+        buffers.give(joint);
+        encrypted
+    }
+
+    /// True if plaintext can be encrypted, and no ciphertext of earlier plaintext is pending.
+    fn can_encrypt(&self) -> bool {
+        let encrypted = self
+            .send_buf
+            .len()
+            .saturating_sub(self.clear + self.tls_overhead);
+        encrypted == 0 && !self.notified && !self.is_handshaking()
     }
 
     /// Queues close_notify behind pending ciphertext, once. Does nothing before the handshake is

@@ -191,6 +191,28 @@ fn a_client_visits_its_own_listener_under_limits_of_the_server() {
     }
 }
 
+/// A frame of one client visits none of the listeners that have all of their own connections.
+#[test]
+fn a_frame_visits_no_other_listener_at_its_own_cap() {
+    let [few, many] = [2, 200].map(|count| {
+        let mut sim = Sim::new(1, Config::new(), ());
+        let own = local().with(|listen| listen.max_connections = Some(1));
+        listen(&mut sim, &own, count);
+        let mut clients = Vec::new();
+        for info in sim.control().listeners() {
+            let port = info.addr.port().expect("an address with a port");
+            let client = sim.connect(([127, 0, 0, 1], port).into());
+            clients.push(client.expect("it listens"));
+        }
+        for &client in &clients {
+            ping(&mut sim, client);
+        }
+        sim.advance(Duration::from_secs(5));
+        visits(&mut sim, |sim| ping(sim, clients[0]))
+    });
+    assert_eq!(few, many);
+}
+
 /// So does a listener that is suspended or closed by itself.
 #[test]
 fn a_change_visits_its_own_listener() {

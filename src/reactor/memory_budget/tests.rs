@@ -27,6 +27,10 @@ fn add(conns: &mut Connections<()>) -> ConnId {
     id
 }
 
+fn own(own: usize) -> Held {
+    Held { own, shared: 0 }
+}
+
 /// A connection that waits for the grant of another one, whose socket is dry; a third one holds half
 /// of the memory.
 struct World {
@@ -39,8 +43,8 @@ struct World {
 fn world() -> World {
     let mut conns = Connections::new(8, std::sync::Arc::default());
     let [granted, other] = [(); 2].map(|()| add(&mut conns));
-    let mut memory = MemoryBudget::new(LIMIT);
-    memory.account(&mut conns, other, LIMIT / 2, Time::ZERO);
+    let mut memory = MemoryBudget::new(Some(LIMIT), &Rc::default());
+    memory.account(&mut conns, other, own(LIMIT / 2), Time::ZERO);
     memory.give_grant(granted, None, Time::ZERO);
     let pause = Pause {
         since: Time::ZERO,
@@ -49,7 +53,7 @@ fn world() -> World {
     for _ in 0..2 {
         memory.paused.ids.insert(add(&mut conns), pause);
     }
-    memory.account(&mut conns, granted, LIMIT / 2 - 100, Time::ZERO);
+    memory.account(&mut conns, granted, own(LIMIT / 2 - 100), Time::ZERO);
     World {
         conns,
         memory,
@@ -71,7 +75,7 @@ fn stalled_connections_are_searched_when_that_is_due() {
     let mut now = Time::ZERO;
     for packet in 0..100 {
         now = now.after(Duration::from_millis(1));
-        memory.account(&mut conns, granted, LIMIT / 2 - packet, now);
+        memory.account(&mut conns, granted, own(LIMIT / 2 - packet), now);
         assert_eq!(memory.usage.sample_at(), searched);
     }
     now = memory.grant_until();
@@ -88,9 +92,9 @@ fn memory_that_is_free_passes_the_grant_at_once() {
         other,
     } = world();
     let now = Time::ZERO.after(Duration::from_millis(1));
-    memory.account(&mut conns, other, LIMIT / 4, now);
+    memory.account(&mut conns, other, own(LIMIT / 4), now);
     assert!(memory.grant.is_some_and(|grant| grant.id == granted));
-    memory.account(&mut conns, granted, LIMIT / 2, now);
+    memory.account(&mut conns, granted, own(LIMIT / 2), now);
     assert!(memory.grant.is_some_and(|grant| grant.id != granted));
 }
 
@@ -105,11 +109,11 @@ fn a_connection_that_has_ended_is_forgotten() {
     } = world();
     let now = Time::ZERO.after(Duration::from_millis(1));
     let third = add(&mut conns);
-    memory.account(&mut conns, other, LIMIT / 2 - 4096, now);
-    memory.account(&mut conns, third, 2048, now);
-    memory.account(&mut conns, granted, LIMIT / 5, now);
-    memory.account(&mut conns, other, LIMIT / 3 * 2 - 4096, now);
-    memory.account(&mut conns, granted, LIMIT / 5 + 1, now);
+    memory.account(&mut conns, other, own(LIMIT / 2 - 4096), now);
+    memory.account(&mut conns, third, own(2048), now);
+    memory.account(&mut conns, granted, own(LIMIT / 5), now);
+    memory.account(&mut conns, other, own(LIMIT / 3 * 2 - 4096), now);
+    memory.account(&mut conns, granted, own(LIMIT / 5 + 1), now);
     assert!(memory.had_grant.contains_key(&granted));
     let waiting: Vec<_> = conns.iter().map(|conn| conn.id).collect();
     for id in waiting {

@@ -6,7 +6,7 @@ mod sockets;
 use std::ffi::OsStr;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -237,16 +237,11 @@ impl StreamOps for MioOs {
         stream.write(bytes)
     }
 
-    fn write_both(
-        &mut self,
-        stream: &mut Stream,
-        first: &[u8],
-        second: &[u8],
-    ) -> io::Result<usize> {
-        if first.is_empty() {
-            return stream.write(second);
+    fn write_pieces(&mut self, stream: &mut Stream, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match pieces {
+            [piece] => stream.write(piece),
+            pieces => stream.write_pieces(pieces),
         }
-        stream.write_both(first, second)
     }
 
     fn unsent(&mut self, stream: &mut Stream) -> Option<usize> {

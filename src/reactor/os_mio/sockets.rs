@@ -408,12 +408,11 @@ impl Stream {
         Ok(send(self.raw(), bytes, SEND)?)
     }
 
-    pub(super) fn write_both(&self, first: &[u8], second: &[u8]) -> io::Result<usize> {
-        let pieces = [IoSlice::new(first), IoSlice::new(second)];
+    pub(super) fn write_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = SEND.bits();
         match self {
-            Self::Tcp(stream) => SockRef::from(stream).send_vectored_with_flags(&pieces, flags),
-            Self::Unix(stream) => SockRef::from(stream).send_vectored_with_flags(&pieces, flags),
+            Self::Tcp(stream) => SockRef::from(stream).send_vectored_with_flags(pieces, flags),
+            Self::Unix(stream) => SockRef::from(stream).send_vectored_with_flags(pieces, flags),
         }
     }
 

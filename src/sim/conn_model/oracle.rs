@@ -34,6 +34,8 @@ pub(super) struct Oracle {
     pub(super) forced: bool,
     /// Bytes that `send` accepted and the kernel has not.
     owed: VecDeque<u8>,
+    /// How many of them the handler is to be notified of.
+    flush: Option<usize>,
     pub(super) end: Option<End>,
 }
 
@@ -72,6 +74,9 @@ impl Oracle {
             Callback::Drain => {
                 std::mem::replace(&mut self.drained, true).then_some("drained twice")
             }
+            Callback::Flushed if self.framing.is_some() && self.flush.take() != Some(0) => {
+                Some("flushed without a request, or with output in front of it")
+            }
             Callback::Writable if !std::mem::take(&mut self.writable_due) => {
                 Some("writable without having been full")
             }
@@ -106,6 +111,16 @@ impl Oracle {
         Ok(())
     }
 
+    /// The handler is to be notified once everything has left.
+    pub(super) fn sees_flush_request(&mut self) {
+        self.flush = self.framing.map(|_| self.owed.len());
+    }
+
+    /// True if a notification is due.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.flush == Some(0)
+    }
+
     /// Nothing more is to be sent.
     pub(super) fn sees_goodbye(&mut self) {
         self.goodbye = true;
@@ -124,6 +139,7 @@ impl Oracle {
             if self.owed.pop_front() != Some(byte) {
                 return Err(violation("the peer gets bytes that were not sent"));
             }
+            self.flush = self.flush.map(|ahead| ahead.saturating_sub(1));
         }
         Ok(())
     }
@@ -141,17 +157,25 @@ impl Oracle {
     pub(super) fn sees_upgrade(&mut self) {
         self.framing = None;
         self.owed.clear();
+        self.flush = None;
     }
 
     /// No more output can be sent, after a failure of TLS too: none is pending.
     pub(super) fn sees_write_closed(&mut self) {
         self.congested = false;
+        self.forget_flush();
     }
 
     /// The kernel takes nothing more, ever.
     pub(super) fn sees_dead(&mut self) {
         self.owed.clear();
         self.congested = false;
+        self.forget_flush();
+    }
+
+    /// A notification that is not due will never be; one that is may still come.
+    fn forget_flush(&mut self) {
+        self.flush = self.flush.filter(|&ahead| ahead == 0);
     }
 
     pub(super) fn sees_end(&mut self, end: End) -> Checked {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::oracle::{violation, Checked};
 use super::ConnModel;
 use crate::catch::Panic;
-use crate::proto::{Event, InputCursor, SendError, State};
+use crate::proto::{Chunk, Event, FrameBuf, InputCursor, SendError, State};
 use crate::reactor::drive::{drive, Budget, Host, Parts, Scratch, READ_SIZE};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::sim::input::{Action, Callback, End};
@@ -115,7 +115,9 @@ impl ConnModel {
                 (self.script.on_end.clone(), &no_frame)
             }
             Callback::Timer(_) => (vec![Action::Resume], &no_frame),
-            Callback::Opened | Callback::Secured | Callback::Writable => (Vec::new(), &no_frame),
+            Callback::Opened | Callback::Secured | Callback::Writable | Callback::Flushed => {
+                (Vec::new(), &no_frame)
+            }
         };
         let mut goes_on = true;
         for action in actions {
@@ -175,6 +177,12 @@ impl ConnModel {
                 machine.set_framing(&Action::framing(number));
                 self.oracle.framing = self.oracle.framing.map(|_| number % Action::FRAMINGS);
             }
+            Action::NotifyFlushed => {
+                machine.notify_flushed();
+                if machine.awaits_flush() {
+                    self.oracle.sees_flush_request();
+                }
+            }
             Action::MaxFrame(bytes) => {
                 let max = Some(usize::from(bytes.max(1)));
                 // It is refused where the connection is not open.
@@ -212,7 +220,7 @@ impl ConnModel {
     fn send(&mut self, payload: &[u8]) -> Checked {
         // The send itself is to write no pending output. A first write may lack memory.
         for _ in 0..2 {
-            self.make_room(payload);
+            self.make_room(payload.len());
         }
         let Parts {
             conn,
@@ -221,7 +229,28 @@ impl ConnModel {
             now,
         } = self.lend();
         let before = conn.machine.unsent_app_bytes();
-        let taken = match conn.send(os, pool, now, payload, u64::MAX) {
+        let (front, back) = payload.split_at(payload.len() / 3);
+        let until = u64::MAX;
+        // Each length is sent in one way.
+        let mut chunks = match payload.len() % 5 {
+            0 => vec![Chunk::Owned(payload.to_vec())],
+            1 => vec![Chunk::Shared(payload.into())],
+            2 => vec![Chunk::Borrowed(front), Chunk::Shared(back.into())],
+            _ => vec![],
+        };
+        let sent = match payload.len() % 5 {
+            3 => conn.send(os, pool, now, payload, until),
+            4 => {
+                let write = |out: &mut FrameBuf<'_>| {
+                    out.put(payload);
+                    Ok(())
+                };
+                let sent = conn.send_with(os, pool, now, write, until);
+                sent.map_err(Box::new)
+            }
+            _ => conn.send_chunks(os, pool, now, &mut chunks, until),
+        };
+        let taken = match sent {
             Ok(()) => true,
             Err(error) if matches!(*error, SendError::Full { .. }) => false,
             Err(_) => return Ok(()),
@@ -235,14 +264,14 @@ impl ConnModel {
     }
 
     /// Writes pending output as before each send, and records what the kernel has taken.
-    fn make_room(&mut self, payload: &[u8]) {
+    fn make_room(&mut self, length: usize) {
         let Parts {
             conn,
             pool,
             os,
             now,
         } = self.lend();
-        conn.make_room(os, pool, now, payload);
+        conn.make_room(os, pool, now, length);
         self.observe();
     }
 
@@ -269,6 +298,11 @@ impl ConnModel {
         };
         let flushed = machine.state() == State::Open && machine.queued() == 0;
         let alive = socket.write_error().is_none() && !machine.write_closed() && !self.conn.retry;
+        if self.oracle.is_flushed() && alive && machine.state() == State::Open {
+            return Err(violation(
+                "all that was sent has left, and the handler is not notified",
+            ));
+        }
         if self.oracle.has_said_goodbye() && flushed && alive && !socket.fin_sent {
             return Err(violation("FIN is due"));
         }
@@ -337,6 +371,7 @@ impl Host for ConnModel {
             Event::Unpacked(frame) => Callback::Frame(frame),
             Event::Finished => Callback::Finished,
             Event::Writable => Callback::Writable,
+            Event::Flushed => Callback::Flushed,
             Event::Timer(key) => Callback::Timer(key),
             Event::Drain => Callback::Drain,
         };

@@ -58,7 +58,7 @@ impl Findings {
 
 /// All settings: every built-in framing that frames in its own way, and every kind of handler.
 pub fn settings(lazy: bool) -> Vec<Setting> {
-    let on_frame: [&[Action]; 8] = [
+    let on_frame: [&[Action]; 9] = [
         &[Action::Echo],
         &[],
         &[Action::Echo, Action::Pause],
@@ -67,6 +67,7 @@ pub fn settings(lazy: bool) -> Vec<Setting> {
         &[Action::CloseAfterInput, Action::Echo],
         &[Action::Pause, Action::Resume, Action::Send(0)],
         &[Action::Echo, Action::Fail],
+        &[Action::Echo, Action::NotifyFlushed],
     ];
     let on_end: [&[Action]; 4] = [
         &[Action::CloseAfterInput],

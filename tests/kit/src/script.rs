@@ -21,6 +21,7 @@ pub enum Call<'a> {
     BadInput(&'a Closed),
     Finish,
     Writable,
+    Flushed,
     Timer(u8),
     Message(Message),
     Drain,
@@ -37,6 +38,7 @@ impl Call<'_> {
             Self::BadInput(_) => "bad input",
             Self::Finish => "finish",
             Self::Writable => "writable",
+            Self::Flushed => "flushed",
             Self::Timer(_) => "timer",
             Self::Message(_) => "message",
             Self::Drain => "drain",
@@ -166,6 +168,10 @@ impl<A, P: Play<A>> Handler<A> for ScriptedHandler<P> {
         self.call(cx, Call::Writable)
     }
 
+    fn on_flushed(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        self.call(cx, Call::Flushed)
+    }
+
     fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {
         self.call(cx, Call::Timer(key))
     }
@@ -207,6 +213,7 @@ pub enum Entry {
     BadInput(CloseReason),
     Finish,
     Writable,
+    Flushed,
     Timer(u8),
     Message,
     Drain,
@@ -224,6 +231,7 @@ impl Call<'_> {
             Self::BadInput(closed) => Entry::BadInput(closed.reason),
             Self::Finish => Entry::Finish,
             Self::Writable => Entry::Writable,
+            Self::Flushed => Entry::Flushed,
             Self::Timer(key) => Entry::Timer(*key),
             Self::Message(_) => Entry::Message,
             Self::Drain => Entry::Drain,

@@ -27,12 +27,11 @@ impl Framer for Loaded {
         })
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        if self.refuses {
-            return Err(FrameError::new(PanicOnDrop));
+    fn header(&mut self, _: usize, _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        match self.refuses {
+            true => Err(FrameError::new(PanicOnDrop)),
+            false => Ok(()),
         }
-        out.put(payload);
-        Ok(())
     }
 }
 

@@ -64,11 +64,6 @@ impl Framer for Odd {
         }
         Ok(())
     }
-
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(payload);
-        Ok(())
-    }
 }
 
 fn odd() -> Listen {

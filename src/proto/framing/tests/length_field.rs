@@ -1,6 +1,8 @@
 //! Fixed frames and length fields, against arithmetic on whole streams.
 
 use super::*;
+use crate::proto::buffers::Buffers;
+use crate::proto::payload::Chunk;
 
 /// What the rule in [`Framing::LengthField`] makes of the front of `bytes`, in words of 128 bits:
 /// the extent of a frame, or a step without one.
@@ -125,7 +127,26 @@ fn a_whole_frame_must_announce_its_length() {
         let mut out = Vec::new();
         assert_eq!(codec.encode(frame, &mut out).is_ok(), good, "{frame:?}");
         assert_eq!(out, if good { frame } else { b"" });
-        assert!(!codec.put_header(frame.len(), &mut Vec::new()));
+        for cut in 0..=frame.len() {
+            let (one, other) = frame.split_at(cut);
+            let mut pieces = [one, other].map(Chunk::Borrowed);
+            let (mut envelope, mut buffers) = (Vec::new(), Buffers::default());
+            let wrapped = codec.wrap(&mut pieces, &mut envelope, &mut buffers);
+            assert_eq!(wrapped.is_ok(), good, "{frame:?} cut at {cut}");
+            assert_eq!(envelope, b"");
+        }
+        let mut out = b"before".to_vec();
+        let written = codec.encode_with(
+            |out| {
+                out.put(frame);
+                Ok(())
+            },
+            &mut out,
+            &mut Buffers::default(),
+        );
+        assert_eq!(written.is_ok(), good, "{frame:?}");
+        let kept: &[u8] = if good { frame } else { b"" };
+        assert_eq!(out, [b"before", kept].concat());
     }
 }
 
@@ -136,7 +157,7 @@ fn a_fixed_frame_has_its_length() {
     for length in [0, 1, 2, 4, 100] {
         let mut out = Vec::new();
         match codec.encode(&vec![b'x'; length], &mut out) {
-            Err(EncodeError::TooLarge { max: 3 }) => assert!(length > 3),
+            Err(EncodeError::TooLarge { max: 3, .. }) => assert!(length > 3),
             Err(EncodeError::Refused(_)) => assert!(length < 3),
             other => panic!("{other:?}"),
         }

@@ -101,7 +101,7 @@ fn the_outcome_is_reported() {
         talk.say(&packet2("x"));
         talk.exchange();
         assert_eq!(talk.heard(), packet2("x"));
-        let memory = talk.rig.machine.memory();
+        let memory = talk.rig.machine.memory().own;
         assert!(
             memory >= identity.chain[0].len(),
             "the chain is kept and counted"
@@ -109,7 +109,7 @@ fn the_outcome_is_reported() {
         let over = Closed::new(CloseReason::OverMemory);
         talk.rig.machine.reset(over, &mut talk.rig.pool);
         assert_eq!(
-            talk.rig.machine.memory(),
+            talk.rig.machine.memory().own,
             0,
             "it stays for `on_close`, and no longer"
         );

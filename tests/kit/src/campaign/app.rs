@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis::sim::Random;
@@ -147,6 +148,8 @@ pub struct Talk {
     frames: usize,
     /// What was taken for the client, on the wire, TLS taken off.
     pub promised: Vec<u8>,
+    /// Its handler is to be notified once so much of it has left to the kernel.
+    pub flush: Option<usize>,
     /// Its handler, or another's, wants no frames.
     pub paused: bool,
     /// A frame was sent to it whose position in the order is unknown.
@@ -180,6 +183,7 @@ impl Talk {
             heard: 0,
             frames: 0,
             promised: Vec::new(),
+            flush: None,
             paused: false,
             murky: false,
             opened: false,
@@ -421,13 +425,69 @@ impl App {
 
     /// Sends, and takes down what the client must get.
     pub fn send(&mut self, conn: &mut Conn<'_, Self>, payload: &[u8]) -> Result<(), SendError> {
-        let sent = conn.send(payload);
+        let (front, back) = payload.split_at(payload.len() / 3);
+        let sent = match self.frames % 5 {
+            0 => conn.send(payload),
+            1 => conn.send(payload.to_vec()),
+            2 => conn.send(Arc::<[u8]>::from(payload)),
+            3 => conn.send((front, Arc::<[u8]>::from(back))),
+            _ => conn.send_with(|out| {
+                out.put(front);
+                out.put(back);
+                Ok(())
+            }),
+        };
         if sent.is_ok() {
             self.frames += 1;
+            let notify = self.frames % 7 == 0;
             let talk = self.talk(tcp(&conn.info().expect("it is there").peer));
             talk.promised.extend(talk.wire.encode(payload));
+            if notify {
+                talk.flush = Some(talk.promised.len());
+                conn.notify_flushed();
+            }
         }
         sent
+    }
+
+    /// Sends to all members, and takes down what each client must get.
+    pub fn broadcast(&mut self, conn: &mut Conn<'_, Self>, payload: &[u8]) {
+        let members = self.members.clone();
+        let frames_out = |conn: &mut Conn<'_, Self>| {
+            let mut frames = |id| Some(conn.peer(id)?.info()?.traffic.frames_out);
+            let all = members.iter().map(|&(id, _)| frames(id));
+            all.collect::<Vec<_>>()
+        };
+        let before = frames_out(conn);
+        let ids = members.iter().map(|&(id, _)| id);
+        let done = conn.broadcast(ids, Arc::<[u8]>::from(payload));
+        let (mut sent, after) = (0, frames_out(conn));
+        for (at, &(_, peer)) in members.iter().enumerate() {
+            if before[at] != after[at] {
+                let talk = self.talk(peer);
+                talk.promised.extend(talk.wire.encode(payload));
+                sent += 1;
+            }
+        }
+        self.frames += sent as u64;
+        if (done.sent, done.sent + done.gone + done.refused.len()) != (sent, members.len()) {
+            self.blame(format!(
+                "{sent} of {} took a frame: {done:?}",
+                members.len()
+            ));
+        }
+    }
+
+    /// The handler is notified that output has left to the kernel.
+    pub fn note_flushed(&mut self, peer: SocketAddr, bytes_out: u64) {
+        let talk = self.talk(peer);
+        match talk.flush.take() {
+            None => self.blame("flushed without a request"),
+            Some(at) if !talk.tls && bytes_out < at as u64 => {
+                self.blame(format!("flushed at {bytes_out} of {at} bytes"));
+            }
+            Some(_) => {}
+        }
     }
 
     pub fn pause(&mut self, conn: &mut Conn<'_, Self>, on: bool) {

@@ -137,7 +137,11 @@ impl Subject {
         let Some(&(other, _)) = self.random.pick(&cx.app.members) else {
             return;
         };
-        let action = self.random.below(10);
+        let action = self.random.below(12);
+        if action == 10 {
+            let length = self.random.between(1, 250);
+            return cx.app.broadcast(&mut cx.conn, &vec![b'm'; length]);
+        }
         let successor = Self::new(&self.door, cx.app, Random::new(self.random.bits()));
         let Some(mut neighbour) = cx.conn.peer(other) else {
             return cx.app.blame("a member has gone without on_close");
@@ -400,6 +404,10 @@ impl Subject {
                 }
             }
             Call::Secured if cx.conn.state() != State::Open => cx.app.blame("secured and not open"),
+            Call::Flushed => {
+                let bytes_out = cx.conn.info().map_or(0, |info| info.traffic.bytes_out);
+                cx.app.note_flushed(peer, bytes_out);
+            }
             Call::Message(_) => cx.app.commands.messages += 1,
             Call::Timer(1) => cx.app.note_fired(self.due.take()),
             Call::Close(closed) => {

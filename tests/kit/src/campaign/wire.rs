@@ -176,12 +176,11 @@ impl Framer for Five {
         }
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        if payload.is_empty() {
-            return Err(FrameError::new("empty"));
+    fn header(&mut self, length: usize, _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        match length {
+            0 => Err(FrameError::new("empty")),
+            _ => Ok(()),
         }
-        out.put(payload);
-        Ok(())
     }
 }
 
@@ -214,10 +213,13 @@ impl Framer for Shifted {
         Ok(())
     }
 
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        let length = u8::try_from(payload.len()).map_err(FrameError::new)?;
-        out.put(&[length]);
+    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
         out.put(&shifted(payload, payload.len()));
+        Ok(true)
+    }
+
+    fn header(&mut self, length: usize, out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        out.put(&[u8::try_from(length).map_err(FrameError::new)?]);
         Ok(())
     }
 }
