@@ -83,7 +83,9 @@ reasons! {
     /// A frame is longer than the maximum
     /// ([`ConnConfig::max_frame`](crate::ConnConfig::max_frame)).
     FrameTooLarge: "frame_too_large" => "frame too large",
-    /// A [`Framer`](crate::Framer) refused the bytes.
+    /// A [`Framer`](crate::Framer) refused the bytes, or reported a frame outside them; or a length
+    /// field announces less than its header ([`Framing::LengthField`](crate::Framing::LengthField)).
+    /// [`Closed::error`] has the cause.
     BadFrame: "bad_frame" => "bad frame",
     /// The connection was not open within the handshake timeout, counted from accept, or from when
     /// an outgoing connection was connected. Or a handshake was not complete in that time after
@@ -112,8 +114,8 @@ reasons! {
     /// A TLS ClientHello came to a plain listener. Recognised by its first three bytes when the
     /// first frame is complete, before the handler sees the frame. Or when the frame fails: on its
     /// header (of two bytes, these suffice), at the peer's end, or at the frame timeout. With
-    /// [`Framing::Raw`](crate::Framing::Raw) every byte is input. With a [`Framer`](crate::Framer)
-    /// only a frame that fails is recognised.
+    /// [`Framing::Raw`](crate::Framing::Raw) every byte is input. With a [`Framer`](crate::Framer),
+    /// a fixed length or a length field only a frame that fails is recognised.
     UnexpectedTls: "unexpected_tls" => "TLS on a plain port",
     /// The server or the listener was at its connection cap, or had too many pending connections
     /// ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).

@@ -31,6 +31,12 @@ impl Handler<Broker> for Client {
         outcome
     }
 
+    /// Section 4.8: the close is the answer, without a packet. The will is published at once.
+    fn on_bad_input(&mut self, cx: &mut Context<'_, Broker>, _: &Closed) -> Outcome {
+        self.leave(cx);
+        Ok(())
+    }
+
     fn on_writable(&mut self, cx: &mut Context<'_, Broker>) -> Outcome {
         if let Some(id) = &self.id {
             cx.app.flush(&mut cx.conn, id);

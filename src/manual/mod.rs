@@ -22,6 +22,7 @@
     not(feature = "sim"),
     doc = "| `testing` (feature `sim`) | tests of a handler: the simulator, faults, a fuzz target |"
 )]
+//! | [`brokers`], [`games`], [`databases`], [`gateways`] | a page for each kind of program: pattern, options, limits, figures |
 //! | [`operating`] | logs, metrics, alarms, draining, restarts; each close reason |
 //! | [`performance`] | cost of a message and of each feature; settings for each goal |
 //! | [`comparisons`] | tokio, mio, message-io and Erlang: the same program on both sides |
@@ -49,6 +50,18 @@ pub mod tls {}
 #[cfg(feature = "sim")]
 #[doc = include_str!("testing.md")]
 pub mod testing {}
+
+#[doc = include_str!("brokers.md")]
+pub mod brokers {}
+
+#[doc = include_str!("games.md")]
+pub mod games {}
+
+#[doc = include_str!("databases.md")]
+pub mod databases {}
+
+#[doc = include_str!("gateways.md")]
+pub mod gateways {}
 
 #[doc = include_str!("operating.md")]
 pub mod operating {}

@@ -28,12 +28,12 @@ use crate::error::{Error, Result};
 #[non_exhaustive]
 pub struct ConnConfig {
     /// Maximum length of a received payload, in bytes, at least 1; a line counts its delimiter. A
-    /// longer payload closes the connection as soon as its header is read. `None` is the framing's
-    /// own maximum.
+    /// longer payload closes the connection as soon as its header is read, after a call of
+    /// [`Handler::on_bad_input`](crate::Handler::on_bad_input). `None` is the framing's own maximum.
     ///
-    /// Defaults to `None`: the header's own maximum for packet-1 and packet-2, 8 MiB for packet-4,
-    /// 64 KiB for lines and custom framings. Raw has none. A packet's header cannot announce more
-    /// than its own limit, whatever is set here.
+    /// Defaults to `None`: the header's own maximum for packet-1 and packet-2, the length of fixed
+    /// frames, 8 MiB for packet-4 and length fields, 64 KiB for lines and custom framings. Raw has
+    /// none. A packet's header cannot announce more than its own limit, whatever is set here.
     pub max_frame: Option<usize>,
     /// Maximum time from accepted or connected to open: for the PROXY header and the TLS handshake
     /// together. A handshake that `Conn::start_tls` begins has the same time, from the call on. If

@@ -113,7 +113,8 @@ pub enum SendError {
         /// The longest payload that can be sent.
         max: usize,
     },
-    /// The connection's [`Framer`](crate::Framer) refused the payload.
+    /// The framing refused the payload: the connection's [`Framer`](crate::Framer), or a fixed length
+    /// or length field that the payload does not fit.
     Refused(FrameError),
 }
 

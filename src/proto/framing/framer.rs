@@ -316,7 +316,7 @@ impl<'a> FrameBuf<'a> {
     }
 
     /// Returns how many bytes can still be appended: up to the maximum frame in
-    /// [`Framer::unpack`], without a limit in [`Framer::encode`].
+    /// [`Framer::unpack`], without a limit where a frame is sent.
     #[inline]
     pub fn room(&self) -> usize {
         self.end.saturating_sub(self.bytes.len())

@@ -600,3 +600,25 @@ fn set_framing_keeps_the_maximum() {
         assert_eq!(other.machine.max_frame(), 8 * 1024 * 1024);
     }
 }
+
+/// Last words that the socket refuses are lost, and the reason says so.
+#[test]
+fn last_words_that_are_lost_are_the_reason() {
+    let mut rig = Rig::open_with(&scripted(brackets), limits(), |turn, event| {
+        if let Seen::BadInput(_) = event {
+            turn.send(b"bye")?;
+            // As a large frame is: written within the callback.
+            let error = io::Error::from_raw_os_error(libc::EPIPE);
+            turn.machine.handle_write_error(error, false, turn.pool);
+            assert!(matches!(turn.send(b"more"), Err(SendError::Closed)));
+        }
+        Ok(())
+    });
+    rig.receive("no");
+    let closed = rig.machine.take_closed();
+    assert_eq!(closed.reason, CloseReason::Reset);
+    assert_eq!(
+        closed.error.expect("the framer's").to_string(),
+        "no bracket"
+    );
+}
