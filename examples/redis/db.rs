@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The text of an error reply.
@@ -15,46 +16,64 @@ const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong ki
 const KEY_OVERHEAD: usize = 192;
 /// Estimated overhead of a list element or a subscription in bytes.
 const ITEM_OVERHEAD: usize = 48;
+/// Minimum length of a string that replies share; a shorter one is copied.
+const MIN_SHARED: usize = 64 * 1024;
 /// Maximum number of keys that one step of the active expiry removes.
 const EXPIRE_STEP: usize = 256;
 
 pub enum Value {
     String(Vec<u8>),
+    /// A long string, which replies share.
+    Shared(Arc<[u8]>),
     List(List),
 }
 
 impl Value {
+    pub fn new(string: &[u8]) -> Self {
+        if string.len() < MIN_SHARED {
+            Self::String(string.to_vec())
+        } else {
+            Self::Shared(string.into())
+        }
+    }
+
     pub fn string(&self) -> Result<&[u8], Failure> {
         match self {
             Self::String(string) => Ok(string),
+            Self::Shared(string) => Ok(string),
             Self::List(_) => Err(WRONG_TYPE.into()),
         }
     }
 
+    /// Returns a string that can grow: a shared one is copied.
     pub fn string_mut(&mut self) -> Result<&mut Vec<u8>, Failure> {
+        if let Self::Shared(string) = self {
+            *self = Self::String(string.to_vec());
+        }
         match self {
             Self::String(string) => Ok(string),
-            Self::List(_) => Err(WRONG_TYPE.into()),
+            Self::Shared(_) | Self::List(_) => Err(WRONG_TYPE.into()),
         }
     }
 
     pub fn list(&self) -> Result<&VecDeque<Vec<u8>>, Failure> {
         match self {
             Self::List(list) => Ok(&list.items),
-            Self::String(_) => Err(WRONG_TYPE.into()),
+            Self::String(_) | Self::Shared(_) => Err(WRONG_TYPE.into()),
         }
     }
 
     pub fn list_mut(&mut self) -> Result<&mut List, Failure> {
         match self {
             Self::List(list) => Ok(list),
-            Self::String(_) => Err(WRONG_TYPE.into()),
+            Self::String(_) | Self::Shared(_) => Err(WRONG_TYPE.into()),
         }
     }
 
     fn size(&self) -> usize {
         match self {
             Self::String(string) => string.len(),
+            Self::Shared(string) => string.len(),
             Self::List(list) => list.size,
         }
     }

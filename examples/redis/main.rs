@@ -129,7 +129,7 @@ impl Handler<App> for Client {
         if let Err(failure) = commands::run(self, cx, name, args, &mut reply) {
             reply.error(&failure);
         }
-        if reply.is_cut() || !deliver(&mut cx.conn, reply.into_bytes()) {
+        if reply.is_cut() || !deliver(&mut cx.conn, reply) {
             cx.app.evicted += 1;
             return Err(Close::abort());
         }
@@ -154,8 +154,8 @@ impl Handler<App> for Client {
 }
 
 /// Queues a reply for a client. At its output limit the client is closed, and the result is false.
-fn deliver(conn: &mut Conn<'_, App>, bytes: Vec<u8>) -> bool {
-    let is_full = matches!(conn.send(bytes), Err(SendError::Full { .. }));
+fn deliver(conn: &mut Conn<'_, App>, reply: Reply) -> bool {
+    let is_full = matches!(reply.send(conn), Err(SendError::Full { .. }));
     if is_full {
         conn.abort(); // at once, with all that is pending
     }

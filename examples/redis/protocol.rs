@@ -3,8 +3,9 @@
 use std::fmt;
 use std::io::Write;
 use std::ops::Range;
+use std::sync::Arc;
 
-use portcullis::{Decoded, FrameError, Framer};
+use portcullis::{Conn, Decoded, FrameError, Framer, SendError};
 
 /// Maximum length of an inline command, as in Redis.
 pub const MAX_INLINE: usize = 64 * 1024;
@@ -188,6 +189,8 @@ pub fn integer(text: &[u8]) -> Option<i64> {
 /// the same large value a million times takes no memory for it.
 pub struct Reply {
     bytes: Vec<u8>,
+    /// The string of a reply that is one shared bulk string; `bytes` is its header.
+    shared: Option<Arc<[u8]>>,
     limit: usize,
     is_cut: bool,
 }
@@ -196,6 +199,7 @@ impl Reply {
     pub fn new(limit: usize) -> Self {
         Self {
             bytes: Vec::new(),
+            shared: None,
             limit,
             is_cut: false,
         }
@@ -203,6 +207,14 @@ impl Reply {
 
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
+    }
+
+    /// Sends the reply as one frame.
+    pub fn send<A>(self, conn: &mut Conn<'_, A>) -> Result<(), SendError> {
+        match self.shared {
+            Some(string) => conn.send((self.bytes, string, "\r\n")),
+            None => conn.send(self.bytes),
+        }
     }
 
     /// Whether the reply is incomplete because of its limit.
@@ -232,6 +244,12 @@ impl Reply {
         self.line(format_args!("${}", bytes.len()));
         self.put(bytes);
         self.put(b"\r\n");
+    }
+
+    /// Makes the reply a bulk string, without a copy of it.
+    pub fn shared(&mut self, string: &Arc<[u8]>) {
+        self.line(format_args!("${}", string.len()));
+        self.shared = Some(Arc::clone(string));
     }
 
     /// Appends a bulk string, or the null bulk string.
