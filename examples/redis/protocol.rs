@@ -230,6 +230,7 @@ impl Reply {
     /// blanks.
     pub fn error(&mut self, text: &str) {
         self.bytes.clear();
+        self.shared = None;
         self.is_cut = false;
         let text = text.replace(|character: char| character.is_control(), " ");
         self.line(format_args!("-{text}"));
