@@ -1,7 +1,6 @@
 //! RESP2, the protocol of Redis: where a command ends, what its arguments are, and replies.
 
 use std::fmt;
-use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -198,7 +197,7 @@ pub struct Reply {
 impl Reply {
     pub fn new(limit: usize) -> Self {
         Self {
-            bytes: Vec::new(),
+            bytes: Vec::with_capacity(64), // most replies
             shared: None,
             limit,
             is_cut: false,
@@ -223,7 +222,7 @@ impl Reply {
     }
 
     pub fn simple(&mut self, text: &str) {
-        self.line(format_args!("+{text}"));
+        self.line(b'+', text);
     }
 
     /// Replaces the reply with an error. Its text may quote the client: control characters become
@@ -233,23 +232,23 @@ impl Reply {
         self.shared = None;
         self.is_cut = false;
         let text = text.replace(|character: char| character.is_control(), " ");
-        self.line(format_args!("-{text}"));
+        self.line(b'-', &text);
     }
 
     pub fn integer(&mut self, number: impl fmt::Display) {
-        self.line(format_args!(":{number}"));
+        self.line(b':', &number.to_string());
     }
 
     pub fn bulk(&mut self, bytes: impl AsRef<[u8]>) {
         let bytes = bytes.as_ref();
-        self.line(format_args!("${}", bytes.len()));
+        self.line(b'$', &bytes.len().to_string());
         self.put(bytes);
         self.put(b"\r\n");
     }
 
     /// Makes the reply a bulk string, without a copy of it.
     pub fn shared(&mut self, string: &Arc<[u8]>) {
-        self.line(format_args!("${}", string.len()));
+        self.line(b'$', &string.len().to_string());
         self.shared = Some(Arc::clone(string));
     }
 
@@ -262,7 +261,7 @@ impl Reply {
     }
 
     pub fn null(&mut self) {
-        self.line(format_args!("$-1"));
+        self.line(b'$', "-1");
     }
 
     /// Appends an array of bulk strings.
@@ -274,19 +273,20 @@ impl Reply {
 
     /// Appends the header of an array; its elements follow.
     pub fn array(&mut self, length: usize) {
-        self.line(format_args!("*{length}"));
+        self.line(b'*', &length.to_string());
     }
 
     pub fn null_array(&mut self) {
-        self.line(format_args!("*-1"));
+        self.line(b'*', "-1");
     }
 
-    fn line(&mut self, line: fmt::Arguments<'_>) {
+    fn line(&mut self, mark: u8, text: &str) {
         if self.bytes.len() >= self.limit {
             self.is_cut = true;
         } else {
-            // Writing to memory does not fail.
-            let _ = write!(self.bytes, "{line}\r\n");
+            self.bytes.push(mark);
+            self.bytes.extend_from_slice(text.as_bytes());
+            self.bytes.extend_from_slice(b"\r\n");
         }
     }
 
