@@ -37,6 +37,18 @@ impl Value {
         }
     }
 
+    /// Replaces the value. A buffer of fitting size is kept.
+    fn set(&mut self, string: &[u8]) {
+        let fits = string.len()..=2 * string.len();
+        match self {
+            Self::String(old) if fits.contains(&old.capacity()) => {
+                old.clear();
+                old.extend_from_slice(string);
+            }
+            value => *value = Self::new(string),
+        }
+    }
+
     pub fn string(&self) -> Result<&[u8], Failure> {
         match self {
             Self::String(string) => Ok(string),
@@ -222,14 +234,15 @@ impl Db {
         live.map(|(key, _)| &**key)
     }
 
-    pub fn set(&mut self, key: &[u8], value: Value, deadline: Option<i64>) {
+    pub fn set(&mut self, key: &[u8], string: &[u8], deadline: Option<i64>) {
         match self.entries.get_mut(key) {
             Some(entry) if entry.deadline.is_none() && deadline.is_none() => {
                 self.used -= entry.value.size();
-                self.used += value.size();
-                entry.value = value;
+                self.used += string.len();
+                entry.value.set(string);
             }
             _ => {
+                let value = Value::new(string);
                 self.remove(key);
                 self.insert(key.into(), Entry { value, deadline });
             }

@@ -15,6 +15,8 @@ const MAX_ARGUMENTS: i64 = 1024 * 1024;
 /// A header line is shorter: a mark, a sign, 19 digits, CR LF.
 const MAX_HEADER: usize = 32;
 
+/// A longer reply is given away, and so not copied again.
+const MAX_SPARE: usize = 4096;
 /// More arguments are not kept from command to command.
 const MAX_KEPT: usize = 1024;
 
@@ -195,9 +197,10 @@ pub struct Reply {
 }
 
 impl Reply {
-    pub fn new(limit: usize) -> Self {
+    /// `spare` is the buffer of an earlier reply.
+    pub fn new(limit: usize, spare: Vec<u8>) -> Self {
         Self {
-            bytes: Vec::with_capacity(64), // most replies
+            bytes: spare,
             shared: None,
             limit,
             is_cut: false,
@@ -208,12 +211,15 @@ impl Reply {
         self.bytes
     }
 
-    /// Sends the reply as one frame.
-    pub fn send<A>(self, conn: &mut Conn<'_, A>) -> Result<(), SendError> {
-        match self.shared {
-            Some(string) => conn.send((self.bytes, string, "\r\n")),
-            None => conn.send(self.bytes),
-        }
+    /// Sends the reply as one frame. Returns a spare buffer, unless the reply was long.
+    pub fn send<A>(mut self, conn: &mut Conn<'_, A>) -> (Result<(), SendError>, Vec<u8>) {
+        let sent = match self.shared {
+            Some(string) => conn.send((&self.bytes, string, "\r\n")),
+            None if self.bytes.len() < MAX_SPARE => conn.send(&self.bytes),
+            None => conn.send(std::mem::take(&mut self.bytes)),
+        };
+        self.bytes.clear();
+        (sent, self.bytes)
     }
 
     /// Whether the reply is incomplete because of its limit.

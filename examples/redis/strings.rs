@@ -17,18 +17,18 @@ pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result
         ("setnx", [key, value]) => {
             let is_new = db.get(key).is_none();
             if is_new {
-                db.set(key, Value::new(value), None);
+                db.set(key, value, None);
             }
             reply.integer(u8::from(is_new));
         }
         ("setex", [key, seconds, value]) => {
             let deadline = future_deadline(db, b"EX", seconds, name)?;
-            db.set(key, Value::new(value), Some(deadline));
+            db.set(key, value, Some(deadline));
             reply.simple("OK");
         }
         ("getset", [key, value]) => {
             reply.bulk_or_null(db.string(key)?);
-            db.set(key, Value::new(value), None);
+            db.set(key, value, None);
         }
         ("mget", keys @ [_, ..]) => {
             reply.array(keys.len());
@@ -40,7 +40,7 @@ pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result
         ("mset", pairs @ [_, ..]) if pairs.len() % 2 == 0 => {
             for pair in pairs.chunks_exact(2) {
                 if let [key, value] = pair {
-                    db.set(key, Value::new(value), None);
+                    db.set(key, value, None);
                 }
             }
             reply.simple("OK");
@@ -103,7 +103,7 @@ fn set(
         new_deadline = db.deadline(key).flatten();
     }
     if sets {
-        db.set(key, Value::new(value), new_deadline);
+        db.set(key, value, new_deadline);
     }
     Ok(())
 }
