@@ -1,8 +1,10 @@
 //! The keys: strings and lists, their deadlines, and the memory that they take.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The text of an error reply.
@@ -14,46 +16,76 @@ const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong ki
 const KEY_OVERHEAD: usize = 192;
 /// Estimated overhead of a list element or a subscription in bytes.
 const ITEM_OVERHEAD: usize = 48;
+/// Minimum length of a string that replies share; a shorter one is copied.
+const MIN_SHARED: usize = 64 * 1024;
 /// Maximum number of keys that one step of the active expiry removes.
 const EXPIRE_STEP: usize = 256;
 
 pub enum Value {
     String(Vec<u8>),
+    /// A long string, which replies share.
+    Shared(Arc<[u8]>),
     List(List),
 }
 
 impl Value {
+    pub fn new(string: &[u8]) -> Self {
+        if string.len() < MIN_SHARED {
+            Self::String(string.to_vec())
+        } else {
+            Self::Shared(string.into())
+        }
+    }
+
+    /// Replaces the value. A buffer of fitting size is kept.
+    fn set(&mut self, string: &[u8]) {
+        let fits = string.len()..=2 * string.len();
+        match self {
+            Self::String(old) if fits.contains(&old.capacity()) => {
+                old.clear();
+                old.extend_from_slice(string);
+            }
+            value => *value = Self::new(string),
+        }
+    }
+
     pub fn string(&self) -> Result<&[u8], Failure> {
         match self {
             Self::String(string) => Ok(string),
+            Self::Shared(string) => Ok(string),
             Self::List(_) => Err(WRONG_TYPE.into()),
         }
     }
 
+    /// Returns a string that can grow: a shared one is copied.
     pub fn string_mut(&mut self) -> Result<&mut Vec<u8>, Failure> {
+        if let Self::Shared(string) = self {
+            *self = Self::String(string.to_vec());
+        }
         match self {
             Self::String(string) => Ok(string),
-            Self::List(_) => Err(WRONG_TYPE.into()),
+            Self::Shared(_) | Self::List(_) => Err(WRONG_TYPE.into()),
         }
     }
 
     pub fn list(&self) -> Result<&VecDeque<Vec<u8>>, Failure> {
         match self {
             Self::List(list) => Ok(&list.items),
-            Self::String(_) => Err(WRONG_TYPE.into()),
+            Self::String(_) | Self::Shared(_) => Err(WRONG_TYPE.into()),
         }
     }
 
     pub fn list_mut(&mut self) -> Result<&mut List, Failure> {
         match self {
             Self::List(list) => Ok(list),
-            Self::String(_) => Err(WRONG_TYPE.into()),
+            Self::String(_) | Self::Shared(_) => Err(WRONG_TYPE.into()),
         }
     }
 
     fn size(&self) -> usize {
         match self {
             Self::String(string) => string.len(),
+            Self::Shared(string) => string.len(),
             Self::List(list) => list.size,
         }
     }
@@ -122,7 +154,8 @@ pub struct Db {
     entries: HashMap<Rc<[u8]>, Entry>,
     /// The entries with a deadline, the first to expire first.
     deadlines: BTreeSet<(i64, Rc<[u8]>)>,
-    now: i64,
+    /// The time of the running command, once it is needed.
+    now: Cell<Option<i64>>,
     /// Number of counted bytes, at most `max`. Subscriptions are counted here too.
     pub used: usize,
     pub max: usize,
@@ -136,20 +169,22 @@ impl Db {
         Self {
             entries: HashMap::new(),
             deadlines: BTreeSet::new(),
-            now: now(),
+            now: Cell::default(),
             used: 0,
             max,
             expired: 0,
         }
     }
 
-    /// Reads the clock. A key expires between commands, never within one.
+    /// Begins a command or a step of the expiry. A key expires between commands, never within one.
     pub fn update_clock(&mut self) {
-        self.now = now();
+        self.now.set(None);
     }
 
     pub fn now(&self) -> i64 {
-        self.now
+        let now = self.now.get().unwrap_or_else(now);
+        self.now.set(Some(now));
+        now
     }
 
     pub fn len(&self) -> usize {
@@ -190,14 +225,28 @@ impl Db {
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
-        let is_due = |entry: &Entry| entry.deadline.is_some_and(|deadline| deadline <= self.now);
+        let is_due = |entry: &Entry| {
+            entry
+                .deadline
+                .is_some_and(|deadline| deadline <= self.now())
+        };
         let live = self.entries.iter().filter(move |(_, entry)| !is_due(entry));
         live.map(|(key, _)| &**key)
     }
 
-    pub fn set(&mut self, key: &[u8], value: Value, deadline: Option<i64>) {
-        self.remove(key);
-        self.insert(key.into(), Entry { value, deadline });
+    pub fn set(&mut self, key: &[u8], string: &[u8], deadline: Option<i64>) {
+        match self.entries.get_mut(key) {
+            Some(entry) if entry.deadline.is_none() && deadline.is_none() => {
+                self.used -= entry.value.size();
+                self.used += string.len();
+                entry.value.set(string);
+            }
+            _ => {
+                let value = Value::new(string);
+                self.remove(key);
+                self.insert(key.into(), Entry { value, deadline });
+            }
+        }
     }
 
     /// Sets or removes the deadline of a key, if there is such a key.
@@ -247,7 +296,7 @@ impl Db {
         self.update_clock();
         for _ in 0..EXPIRE_STEP {
             let (deadline, key) = self.deadlines.first()?.clone();
-            if let Ok(left @ 1..) = u64::try_from(deadline.saturating_sub(self.now)) {
+            if let Ok(left @ 1..) = u64::try_from(deadline.saturating_sub(self.now())) {
                 return Some(Duration::from_millis(left));
             }
             self.drop_expired(&key);
@@ -256,8 +305,11 @@ impl Db {
     }
 
     fn drop_expired(&mut self, key: &[u8]) {
+        if self.deadlines.is_empty() {
+            return;
+        }
         let deadline = self.entries.get(key).and_then(|entry| entry.deadline);
-        if deadline.is_some_and(|deadline| deadline <= self.now) {
+        if deadline.is_some_and(|deadline| deadline <= self.now()) {
             self.unlink(key);
             self.expired += 1;
         }
@@ -269,6 +321,7 @@ impl Db {
     }
 
     // Every key comes and goes through these two functions: deadlines and memory stay exact.
+    // [`Db::set`] replaces a value in its place.
 
     fn insert(&mut self, key: Rc<[u8]>, entry: Entry) {
         self.used += entry.size(&key);

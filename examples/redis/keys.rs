@@ -15,7 +15,7 @@ pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result
             reply.integer(keys.iter().filter(|key| db.get(key).is_some()).count());
         }
         ("type", [key]) => reply.simple(match db.get(key) {
-            Some(Value::String(_)) => "string",
+            Some(Value::String(_) | Value::Shared(_)) => "string",
             Some(Value::List(_)) => "list",
             None => "none",
         }),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use portcullis::{
-    AtCapacity, Close, Closed, Config, Conn, ConnId, Context, Framing, Handler, Keepalive, Listen,
+    AtCapacity, Close, Closed, Config, ConnId, Context, Framing, Handler, Keepalive, Listen,
     Outcome, SendError, Server, Turn,
 };
 
@@ -87,6 +87,8 @@ struct App {
     db: Db,
     /// The subscribers of channels and patterns.
     topics: Topics,
+    /// The buffer of the last reply.
+    spare: Vec<u8>,
     /// The number and the name of each client.
     clients: BTreeMap<ConnId, (u64, String)>,
     options: Options,
@@ -125,11 +127,12 @@ impl Handler<App> for Client {
             return Ok(()); // `*0`, or an empty line
         };
         cx.app.db.update_clock();
-        let mut reply = Reply::new(cx.app.options.output_limit);
+        let spare = std::mem::take(&mut cx.app.spare);
+        let mut reply = Reply::new(cx.app.options.output_limit, spare);
         if let Err(failure) = commands::run(self, cx, name, args, &mut reply) {
             reply.error(&failure);
         }
-        if reply.is_cut() || !deliver(&mut cx.conn, reply.into_bytes()) {
+        if reply.is_cut() || !deliver(cx, reply) {
             cx.app.evicted += 1;
             return Err(Close::abort());
         }
@@ -154,10 +157,12 @@ impl Handler<App> for Client {
 }
 
 /// Queues a reply for a client. At its output limit the client is closed, and the result is false.
-fn deliver(conn: &mut Conn<'_, App>, bytes: Vec<u8>) -> bool {
-    let is_full = matches!(conn.send(bytes), Err(SendError::Full { .. }));
+fn deliver(cx: &mut Context<'_, App>, reply: Reply) -> bool {
+    let (sent, spare) = reply.send(&mut cx.conn);
+    cx.app.spare = spare;
+    let is_full = matches!(sent, Err(SendError::Full { .. }));
     if is_full {
-        conn.abort(); // at once, with all that is pending
+        cx.conn.abort(); // at once, with all that is pending
     }
     !is_full
 }
@@ -181,6 +186,7 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let mut app = App {
         db: Db::new(options.maxmemory),
         topics: Topics::new(),
+        spare: Vec::new(),
         clients: BTreeMap::new(),
         options,
         started: Instant::now(),

@@ -1,10 +1,10 @@
 //! RESP2, the protocol of Redis: where a command ends, what its arguments are, and replies.
 
 use std::fmt;
-use std::io::Write;
 use std::ops::Range;
+use std::sync::Arc;
 
-use portcullis::{Decoded, FrameError, Framer};
+use portcullis::{Conn, Decoded, FrameError, Framer, SendError};
 
 /// Maximum length of an inline command, as in Redis.
 pub const MAX_INLINE: usize = 64 * 1024;
@@ -15,6 +15,8 @@ const MAX_ARGUMENTS: i64 = 1024 * 1024;
 /// A header line is shorter: a mark, a sign, 19 digits, CR LF.
 const MAX_HEADER: usize = 32;
 
+/// A longer reply is given away, and so not copied again.
+const MAX_SPARE: usize = 4096;
 /// More arguments are not kept from command to command.
 const MAX_KEPT: usize = 1024;
 
@@ -169,22 +171,37 @@ fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(Option<i64>, usiz
 
 /// Reads an integer in its one canonical form, as Redis does: no `+1`, no `01`.
 pub fn integer(text: &[u8]) -> Option<i64> {
-    let number: i64 = std::str::from_utf8(text).ok()?.parse().ok()?;
-    (number.to_string().as_bytes() == text).then_some(number)
+    let (sign, digits) = match text {
+        [b'-', digits @ ..] => (-1, digits),
+        digits => (1, digits),
+    };
+    if !matches!(digits, [b'1'..=b'9', ..]) {
+        return (text == b"0").then_some(0);
+    }
+    digits.iter().try_fold(0_i64, |number, digit| match digit {
+        b'0'..=b'9' => number
+            .checked_mul(10)?
+            .checked_add(sign * i64::from(digit - b'0')),
+        _ => None,
+    })
 }
 
 /// One reply under construction. Beyond its limit it takes no more, so that a command that asks for
 /// the same large value a million times takes no memory for it.
 pub struct Reply {
     bytes: Vec<u8>,
+    /// The string of a reply that is one shared bulk string; `bytes` is its header.
+    shared: Option<Arc<[u8]>>,
     limit: usize,
     is_cut: bool,
 }
 
 impl Reply {
-    pub fn new(limit: usize) -> Self {
+    /// `spare` is the buffer of an earlier reply.
+    pub fn new(limit: usize, spare: Vec<u8>) -> Self {
         Self {
-            bytes: Vec::new(),
+            bytes: spare,
+            shared: None,
             limit,
             is_cut: false,
         }
@@ -194,33 +211,51 @@ impl Reply {
         self.bytes
     }
 
+    /// Sends the reply as one frame. Returns a spare buffer, unless the reply was long.
+    pub fn send<A>(mut self, conn: &mut Conn<'_, A>) -> (Result<(), SendError>, Vec<u8>) {
+        let sent = match self.shared {
+            Some(string) => conn.send((&self.bytes, string, "\r\n")),
+            None if self.bytes.len() < MAX_SPARE => conn.send(&self.bytes),
+            None => conn.send(std::mem::take(&mut self.bytes)),
+        };
+        self.bytes.clear();
+        (sent, self.bytes)
+    }
+
     /// Whether the reply is incomplete because of its limit.
     pub fn is_cut(&self) -> bool {
         self.is_cut
     }
 
     pub fn simple(&mut self, text: &str) {
-        self.line(format_args!("+{text}"));
+        self.line(b'+', text);
     }
 
     /// Replaces the reply with an error. Its text may quote the client: control characters become
     /// blanks.
     pub fn error(&mut self, text: &str) {
         self.bytes.clear();
+        self.shared = None;
         self.is_cut = false;
         let text = text.replace(|character: char| character.is_control(), " ");
-        self.line(format_args!("-{text}"));
+        self.line(b'-', &text);
     }
 
     pub fn integer(&mut self, number: impl fmt::Display) {
-        self.line(format_args!(":{number}"));
+        self.line(b':', &number.to_string());
     }
 
     pub fn bulk(&mut self, bytes: impl AsRef<[u8]>) {
         let bytes = bytes.as_ref();
-        self.line(format_args!("${}", bytes.len()));
+        self.line(b'$', &bytes.len().to_string());
         self.put(bytes);
         self.put(b"\r\n");
+    }
+
+    /// Makes the reply a bulk string, without a copy of it.
+    pub fn shared(&mut self, string: &Arc<[u8]>) {
+        self.line(b'$', &string.len().to_string());
+        self.shared = Some(Arc::clone(string));
     }
 
     /// Appends a bulk string, or the null bulk string.
@@ -232,7 +267,7 @@ impl Reply {
     }
 
     pub fn null(&mut self) {
-        self.line(format_args!("$-1"));
+        self.line(b'$', "-1");
     }
 
     /// Appends an array of bulk strings.
@@ -244,19 +279,20 @@ impl Reply {
 
     /// Appends the header of an array; its elements follow.
     pub fn array(&mut self, length: usize) {
-        self.line(format_args!("*{length}"));
+        self.line(b'*', &length.to_string());
     }
 
     pub fn null_array(&mut self) {
-        self.line(format_args!("*-1"));
+        self.line(b'*', "-1");
     }
 
-    fn line(&mut self, line: fmt::Arguments<'_>) {
+    fn line(&mut self, mark: u8, text: &str) {
         if self.bytes.len() >= self.limit {
             self.is_cut = true;
         } else {
-            // Writing to memory does not fail.
-            let _ = write!(self.bytes, "{line}\r\n");
+            self.bytes.push(mark);
+            self.bytes.extend_from_slice(text.as_bytes());
+            self.bytes.extend_from_slice(b"\r\n");
         }
     }
 

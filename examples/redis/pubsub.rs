@@ -153,7 +153,7 @@ fn publish(cx: &mut Context<'_, App>, channel: &[u8], message: &[u8]) -> Result<
     }
     let mut evicted = 0;
     for ((kind, topic), subscribers) in matching {
-        let mut push = Reply::new(usize::MAX);
+        let mut push = Reply::new(usize::MAX, Vec::new());
         match kind {
             Kind::Channel => push.bulks([b"message", channel, message]),
             Kind::Pattern => push.bulks([b"pmessage", &topic[..], channel, message]),

@@ -8,23 +8,27 @@ use crate::protocol::{integer, Reply};
 /// Runs a command of this module. Returns false if the name or the arguments do not fit.
 pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result<bool, Failure> {
     match (name, args) {
-        ("get", [key]) => reply.bulk_or_null(db.string(key)?),
+        ("get", [key]) => match db.get(key) {
+            Some(Value::Shared(string)) => reply.shared(string),
+            Some(value) => reply.bulk(value.string()?),
+            None => reply.null(),
+        },
         ("set", [key, value, options @ ..]) => set(db, key, value, options, reply)?,
         ("setnx", [key, value]) => {
             let is_new = db.get(key).is_none();
             if is_new {
-                db.set(key, string(value), None);
+                db.set(key, value, None);
             }
             reply.integer(u8::from(is_new));
         }
         ("setex", [key, seconds, value]) => {
             let deadline = future_deadline(db, b"EX", seconds, name)?;
-            db.set(key, string(value), Some(deadline));
+            db.set(key, value, Some(deadline));
             reply.simple("OK");
         }
         ("getset", [key, value]) => {
             reply.bulk_or_null(db.string(key)?);
-            db.set(key, string(value), None);
+            db.set(key, value, None);
         }
         ("mget", keys @ [_, ..]) => {
             reply.array(keys.len());
@@ -36,13 +40,13 @@ pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result
         ("mset", pairs @ [_, ..]) if pairs.len() % 2 == 0 => {
             for pair in pairs.chunks_exact(2) {
                 if let [key, value] = pair {
-                    db.set(key, string(value), None);
+                    db.set(key, value, None);
                 }
             }
             reply.simple("OK");
         }
         ("append", [key, more]) => {
-            let length = db.update(key, string(b""), |value| {
+            let length = db.update(key, Value::new(b""), |value| {
                 let text = value.string_mut()?;
                 text.extend_from_slice(more);
                 Ok(text.len())
@@ -60,10 +64,6 @@ pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result
         _ => return Ok(false),
     }
     Ok(true)
-}
-
-fn string(bytes: &[u8]) -> Value {
-    Value::String(bytes.to_vec())
 }
 
 fn set(
@@ -91,8 +91,7 @@ fn set(
             _ => return Err(SYNTAX.into()),
         }
     }
-    let exists = db.get(key).is_some();
-    let sets = must_exist.is_none_or(|must_exist| must_exist == exists);
+    let sets = must_exist.is_none_or(|must_exist| must_exist == db.get(key).is_some());
     if returns_old {
         reply.bulk_or_null(db.string(key)?);
     } else if sets {
@@ -104,13 +103,13 @@ fn set(
         new_deadline = db.deadline(key).flatten();
     }
     if sets {
-        db.set(key, string(value), new_deadline);
+        db.set(key, value, new_deadline);
     }
     Ok(())
 }
 
 fn add(db: &mut Db, key: &[u8], by: i64, reply: &mut Reply) -> Result<(), Failure> {
-    let sum = db.update(key, string(b"0"), |value| {
+    let sum = db.update(key, Value::new(b"0"), |value| {
         let text = value.string_mut()?;
         let sum = integer(text).ok_or(NOT_INTEGER)?.checked_add(by);
         let sum = sum.ok_or("ERR increment or decrement would overflow")?;

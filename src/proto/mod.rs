@@ -66,7 +66,7 @@ pub use proxy::{ProxyError, ProxyHeader, ProxySsl, ProxyTlvs};
 pub use rates::Rate;
 pub(crate) use rates::{Bucket, SharedMeters};
 pub(crate) use recv::InputCursor;
-pub(crate) use send::Frame;
+pub(crate) use send::{Frame, FRAME_PIECES};
 pub(crate) use send_queue::{Held, SharedPayloads, PIECES};
 #[cfg(feature = "sim")]
 pub(crate) use snapshot::Fingerprint;

@@ -32,6 +32,9 @@ pub trait Payload: sealed::Chunks {}
 
 impl<P: sealed::Chunks> Payload for P {}
 
+/// Parts of a payload, at most.
+pub(crate) const MAX_PARTS: usize = 4;
+
 /// A part of a payload.
 #[derive(Debug)]
 pub enum Chunk<'a> {

@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use super::buffers::Buffers;
 use super::framing::{Codec, EncodeError};
-use super::payload::{self, Chunk};
-use super::send_queue::{SendQueue, SharedPayloads, PIECES};
+use super::payload::{self, Chunk, MAX_PARTS};
+use super::send_queue::{SendQueue, SharedPayloads};
 use super::state::SendError;
 
 /// The state of the sending side. Pending output is in the
@@ -85,6 +85,9 @@ impl Send {
     }
 }
 
+/// Pieces of a frame, at most: header, payload, trailer.
+pub(crate) const FRAME_PIECES: usize = MAX_PARTS + 2;
+
 /// A frame that goes out in more than one piece, or past the queue.
 #[derive(Debug)]
 pub(crate) struct Frame<'a, 'c> {
@@ -118,7 +121,7 @@ impl<'a, 'c> Frame<'a, 'c> {
     }
 
     /// Fills `pieces` with all of them, in order; returns how many, and their length.
-    pub(crate) fn pieces<'p>(&'p self, pieces: &mut [IoSlice<'p>; PIECES]) -> (usize, usize) {
+    pub(crate) fn pieces<'p>(&'p self, pieces: &mut [IoSlice<'p>; FRAME_PIECES]) -> (usize, usize) {
         let (header, trailer) = self
             .envelope
             .split_at_checked(self.header)

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::buffers::{Buffers, SendBuffer};
 use super::payload::Chunk;
 
-/// Pieces of output in one write.
-pub(crate) const PIECES: usize = 8;
+/// Pieces of output in one write: 32 shared payloads and what is between them.
+pub(crate) const PIECES: usize = 64;
 
 /// Shared payloads that connections of one server keep, each counted once.
 #[derive(Debug, Default)]

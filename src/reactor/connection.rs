@@ -9,7 +9,7 @@ use super::standing::Standing;
 use crate::addr::{Addr, PackedAddr};
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
-use crate::proto::{length, Chunk, Frame, FrameBuf, FrameError, PIECES};
+use crate::proto::{length, Chunk, Frame, FrameBuf, FrameError, FRAME_PIECES, PIECES};
 use crate::proto::{Machine, NextStep, Pool, SendError, State, Time};
 
 /// Of a large frame, this part is worth keeping as it is.
@@ -388,7 +388,7 @@ impl<S> Connection<S> {
         if !self.writable || !self.machine.can_write_through() {
             return 0;
         }
-        let mut pieces = [IoSlice::new(&[]); PIECES];
+        let mut pieces = [IoSlice::new(&[]); FRAME_PIECES];
         let (count, length) = frame.pieces(&mut pieces);
         match os.write_pieces(stream, pieces.get(..count).unwrap_or_default()) {
             Ok(count) => {

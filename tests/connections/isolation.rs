@@ -364,8 +364,9 @@ impl Framer for Touchy {
         })
     }
 
-    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
-        out.put(payload);
+    fn pack(&mut self, payload: &[&[u8]], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        let payload = payload.concat();
+        out.put(&payload);
         assert!(payload != b"encode", "the framer's encode");
         Ok(false)
     }

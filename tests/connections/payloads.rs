@@ -137,8 +137,9 @@ impl Framer for Masked {
         })
     }
 
-    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
-        for byte in payload {
+    fn pack(&mut self, payload: &[&[u8]], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        let payload = payload.concat();
+        for byte in &payload {
             out.put(&[byte ^ 0x55]);
         }
         Ok(payload.len() % 2 == 0)

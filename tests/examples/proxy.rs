@@ -71,7 +71,7 @@ fn hear_much(mut from: impl Read, seed: u64, count: usize) {
 
 /// Most memory that the process ever had, in bytes: VmHWM of proc(5).
 #[cfg(target_os = "linux")]
-fn peak_memory(process: &ChildProcess) -> usize {
+pub fn peak_memory(process: &ChildProcess) -> usize {
     let status =
         std::fs::read_to_string(format!("/proc/{}/status", process.process())).expect("proc");
     let line = status

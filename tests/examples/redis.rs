@@ -144,6 +144,11 @@ fn strings_and_counters() {
         ("INCR k", NOT_INTEGER),
         ("INCRBY a 1.5", NOT_INTEGER),
         ("INCRBY a 01", NOT_INTEGER),
+        ("INCRBY a -0", NOT_INTEGER),
+        ("INCRBY a +1", NOT_INTEGER),
+        ("INCRBY a -", NOT_INTEGER),
+        ("INCRBY a 9223372036854775808", NOT_INTEGER),
+        ("INCRBY a -9223372036854775808", ":-9223372036854775808"),
         ("SET a 9223372036854775807", "+OK"),
         ("INCR a", "-ERR increment or decrement would overflow"),
         (

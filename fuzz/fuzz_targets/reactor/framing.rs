@@ -68,9 +68,10 @@ impl Framer for Brittle {
         Ok(())
     }
 
-    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
-        out.put(payload);
-        match payload {
+    fn pack(&mut self, payload: &[&[u8]], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        let payload = payload.concat();
+        out.put(&payload);
+        match &payload[..] {
             [0xFF, ..] => blow(),
             [0xFE, ..] => Err(FrameError::new("as planned")),
             payload => Ok(payload.len() % 2 == 0),

@@ -266,10 +266,12 @@ pub trait Framer {
     /// result to `out` and returns true; the result then takes the payload's place. By default, and
     /// wherever it returns false, the payload goes out as it is, and a large one without a copy.
     ///
+    /// `payload` is in the parts in which it was sent ([`Payload`](crate::Payload)), one to four.
+    ///
     /// # Errors
     ///
     /// As for [`Framer::header`].
-    fn pack(&mut self, _payload: &[u8], _out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+    fn pack(&mut self, _payload: &[&[u8]], _out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
         Ok(false)
     }
 

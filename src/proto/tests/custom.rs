@@ -1,6 +1,7 @@
 //! A framing of one's own in a connection: well-behaved, misbehaving, and panicking.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::proto::framing::Codec;
@@ -16,9 +17,9 @@ impl Framer for Scripted {
         (self.0)(input)
     }
 
-    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+    fn pack(&mut self, payload: &[&[u8]], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
         out.put(b"left behind");
-        match payload {
+        match &payload.concat()[..] {
             b"refuse" => Err(FrameError::new("a word that is not said")),
             b"panic" => panic!("the framer's own fault"),
             _ => Ok(false),
@@ -288,8 +289,8 @@ impl Framer for Slip {
         Ok(())
     }
 
-    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
-        for &byte in payload {
+    fn pack(&mut self, payload: &[&[u8]], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        for byte in payload.concat() {
             match byte {
                 0xC0 => out.put(&[0xDB, 0xDC]),
                 0xDB => out.put(&[0xDB, 0xDD]),
@@ -621,4 +622,36 @@ fn last_words_that_are_lost_are_the_reason() {
         closed.error.expect("the framer's").to_string(),
         "no bracket"
     );
+}
+
+/// Notes the addresses of the parts that it could pack.
+struct Noting(Arc<Mutex<Vec<usize>>>);
+
+impl Framer for Noting {
+    fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
+        Ok(Decoded::More)
+    }
+
+    fn pack(&mut self, payload: &[&[u8]], _: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        let addresses = payload.iter().map(|part| part.as_ptr() as usize);
+        self.0.lock().expect("no panic").extend(addresses);
+        Ok(false)
+    }
+}
+
+/// So a long part costs no copy.
+#[test]
+fn a_framer_is_lent_the_parts_where_they_are() {
+    let noted = Arc::new(Mutex::new(Vec::new()));
+    let framing = Framing::custom({
+        let noted = Arc::clone(&noted);
+        move || Noting(Arc::clone(&noted))
+    });
+    let mut rig = Rig::open_with(&framing, limits(), silent);
+    let (head, body) = (b"head", Arc::<[u8]>::from([7; 100]));
+    let mut parts = [Chunk::Borrowed(head), Chunk::Shared(Arc::clone(&body))];
+    let frame = rig.machine.frame(&mut parts, 8, rig.now, &mut rig.pool);
+    frame.expect("room");
+    let addresses = [head.as_ptr() as usize, body.as_ptr() as usize];
+    assert_eq!(*noted.lock().expect("no panic"), addresses);
 }

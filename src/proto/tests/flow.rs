@@ -388,8 +388,8 @@ impl Framer for Inverted {
         Ok(Decoded::More)
     }
 
-    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
-        for byte in payload {
+    fn pack(&mut self, payload: &[&[u8]], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        for byte in payload.concat() {
             out.put(&[!byte]);
         }
         Ok(true)
@@ -456,7 +456,7 @@ fn a_frame_written_through_is_cut_anywhere() {
             assert!(rig.machine.can_write_through());
             let frame = rig.machine.frame(&mut chunks, 8, rig.now, &mut rig.pool);
             let frame = frame.expect("short");
-            let mut pieces = [IoSlice::new(&[]); PIECES];
+            let mut pieces = [IoSlice::new(&[]); FRAME_PIECES];
             let (pieces_count, length) = frame.pieces(&mut pieces);
             let wire: Vec<u8> = pieces[..pieces_count]
                 .iter()

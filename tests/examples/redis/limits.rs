@@ -233,13 +233,21 @@ fn a_value_of_200_megabytes_comes_back() {
     client.send(&value);
     client.send("\r\n");
     assert_eq!(client.reply(), "+OK");
+    // The peak counts from here: the reply is no copy.
+    #[cfg(target_os = "linux")]
+    std::fs::write(format!("/proc/{}/clear_refs", server.process()), "5").expect("proc");
     client.send(command(&["GET", "k"]));
     assert_eq!(client.line(), "$200000000");
     let mut back = vec![0; value.len()];
     client.0.read_exact(&mut back).expect("the value");
     assert!(back == value, "another value");
     assert_eq!(client.line(), "");
-    client.expect(&[("STRLEN k", ":200000000")]);
+    #[cfg(target_os = "linux")]
+    {
+        let above = crate::proxy::peak_memory(&server) - value.len();
+        assert!(above < 64 * 1024 * 1024, "{above} bytes above the value");
+    }
+    client.expect(&[("STRLEN k", ":200000000"), ("APPEND k 0", ":200000001")]);
     drop(client);
     terminate(server);
 }

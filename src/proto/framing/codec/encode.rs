@@ -3,7 +3,7 @@
 use super::{Codec, Custom, Cutter, EncodeError, Kind, Width, MAX_HEADER};
 use crate::proto::buffers::Buffers;
 use crate::proto::framing::{FrameBuf, FrameError};
-use crate::proto::payload::{join, length, Chunk};
+use crate::proto::payload::{length, Chunk, MAX_PARTS};
 
 impl Codec {
     /// Appends one frame to `out`, or leaves `out` as it was.
@@ -140,7 +140,7 @@ impl Custom {
     fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let keep = out.len();
         let mut undo = Undo { out, keep };
-        if self.pack(payload, undo.out)? {
+        if self.pack(&[payload], undo.out)? {
             self.surround(undo.out, keep)?;
         } else {
             undo.out.truncate(keep);
@@ -153,7 +153,7 @@ impl Custom {
         Ok(())
     }
 
-    fn pack(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<bool, EncodeError> {
+    fn pack(&mut self, payload: &[&[u8]], out: &mut Vec<u8>) -> Result<bool, EncodeError> {
         let packed = self
             .framer
             .pack(payload, &mut FrameBuf::new(out, usize::MAX));
@@ -188,7 +188,7 @@ impl Custom {
     ) -> Result<(), EncodeError> {
         let mut packed = buffers.take();
         let payload = out.get(start..).unwrap_or_default();
-        if self.pack(payload, &mut packed)? {
+        if self.pack(&[payload], &mut packed)? {
             out.truncate(start);
             out.extend_from_slice(&packed);
         }
@@ -203,17 +203,12 @@ impl Custom {
         buffers: &mut Buffers,
     ) -> Result<usize, EncodeError> {
         let mut packed = buffers.take();
-        let is_packed = match &*payload {
-            [whole] => self.pack(whole.bytes(), &mut packed)?,
-            parts => {
-                let mut joint = buffers.take();
-                join(parts, &mut joint);
-                let is_packed = self.pack(&joint, &mut packed)?;
-                buffers.give(joint);
-                is_packed
-            }
-        };
-        if is_packed {
+        let mut parts = [&[][..]; MAX_PARTS];
+        for (part, chunk) in parts.iter_mut().zip(&*payload) {
+            *part = chunk.bytes();
+        }
+        let parts = parts.get(..payload.len()).unwrap_or_default();
+        if self.pack(parts, &mut packed)? {
             payload.fill_with(|| Chunk::Borrowed(&[]));
             if let Some(first) = payload.first_mut() {
                 *first = Chunk::Owned(packed);

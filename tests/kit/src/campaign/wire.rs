@@ -213,8 +213,9 @@ impl Framer for Shifted {
         Ok(())
     }
 
-    fn pack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
-        out.put(&shifted(payload, payload.len()));
+    fn pack(&mut self, payload: &[&[u8]], out: &mut FrameBuf<'_>) -> Result<bool, FrameError> {
+        let payload = payload.concat();
+        out.put(&shifted(&payload, payload.len()));
         Ok(true)
     }
 
