@@ -51,9 +51,10 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
         let core = &mut self.core;
-        let parts = core.conns.parts(id);
-        let takes = parts.filter(|_| !core.deferred.refuses_output(id));
-        let Some((conn, pool)) = takes else {
+        if core.deferred.refuses_output(id) {
+            return Err(Box::new(SendError::Closed));
+        }
+        let Some((conn, pool)) = core.conns.parts(id) else {
             return Err(Box::new(SendError::Closed));
         };
         let sent = conn.send(
@@ -73,9 +74,10 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         payload: &mut [Chunk<'_>],
     ) -> std::result::Result<(), Box<SendError>> {
         let core = &mut self.core;
-        let parts = core.conns.parts(id);
-        let takes = parts.filter(|_| !core.deferred.refuses_output(id));
-        let Some((conn, pool)) = takes else {
+        if core.deferred.refuses_output(id) {
+            return Err(Box::new(SendError::Closed));
+        }
+        let Some((conn, pool)) = core.conns.parts(id) else {
             return Err(Box::new(SendError::Closed));
         };
         let until = core.early_output_until;
@@ -90,9 +92,10 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         write: &mut WriteFrame<'_>,
     ) -> std::result::Result<(), SendError> {
         let core = &mut self.core;
-        let parts = core.conns.parts(id);
-        let takes = parts.filter(|_| !core.deferred.refuses_output(id));
-        let Some((conn, pool)) = takes else {
+        if core.deferred.refuses_output(id) {
+            return Err(SendError::Closed);
+        }
+        let Some((conn, pool)) = core.conns.parts(id) else {
             return Err(SendError::Closed);
         };
         let until = core.early_output_until;

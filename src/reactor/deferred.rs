@@ -72,7 +72,12 @@ impl Deferred {
     /// The connection closes behind its messages: only their deliveries may still send to it.
     #[inline]
     pub(super) fn refuses_output(&self, id: ConnId) -> bool {
-        self.closes > 0 && self.delivering != Some(id) && self.will_close(id)
+        self.closes > 0 && self.is_closing(id)
+    }
+
+    #[cold]
+    fn is_closing(&self, id: ConnId) -> bool {
+        self.delivering != Some(id) && self.will_close(id)
     }
 
     /// A message is delivered to this connection, or (`None`) was delivered.

@@ -74,11 +74,40 @@ type MakeFramer = dyn Fn() -> Box<dyn AnyFramer> + Send + Sync;
 /// A framer whose type can be found out again.
 pub trait AnyFramer: Framer {
     fn as_any(&mut self) -> &mut dyn Any;
+
+    /// Appends a frame to `out`, in one call for each type: most leave out what they do not need.
+    fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError>;
+
+    /// Puts header and trailer around the payload at the end of `out`, which begins at `start`.
+    fn surround(&mut self, out: &mut Vec<u8>, start: usize) -> Result<(), FrameError>;
 }
 
 impl<F: Framer + 'static> AnyFramer for F {
     fn as_any(&mut self) -> &mut dyn Any {
         self
+    }
+
+    fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
+        let start = out.len();
+        if self.pack(&[payload], &mut FrameBuf::new(out, usize::MAX))? {
+            return self.surround(out, start);
+        }
+        out.truncate(start);
+        self.header(payload.len(), &mut FrameBuf::new(out, usize::MAX))?;
+        out.extend_from_slice(payload);
+        self.trailer(&mut FrameBuf::new(out, usize::MAX));
+        Ok(())
+    }
+
+    fn surround(&mut self, out: &mut Vec<u8>, start: usize) -> Result<(), FrameError> {
+        let end = out.len();
+        self.header(end - start, &mut FrameBuf::new(out, usize::MAX))?;
+        let header = out.len() - end;
+        if let Some(frame) = out.get_mut(start..) {
+            frame.rotate_right(header);
+        }
+        self.trailer(&mut FrameBuf::new(out, usize::MAX));
+        Ok(())
     }
 }
 

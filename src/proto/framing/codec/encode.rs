@@ -140,15 +140,8 @@ impl Custom {
     fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let keep = out.len();
         let mut undo = Undo { out, keep };
-        if self.pack(&[payload], undo.out)? {
-            self.surround(undo.out, keep)?;
-        } else {
-            undo.out.truncate(keep);
-            self.put_header(payload.len(), undo.out)?;
-            undo.out.extend_from_slice(payload);
-            self.framer
-                .trailer(&mut FrameBuf::new(undo.out, usize::MAX));
-        }
+        let encoded = self.framer.encode(payload, undo.out);
+        encoded.map_err(EncodeError::Refused)?;
         undo.keep = undo.out.len();
         Ok(())
     }
@@ -167,18 +160,6 @@ impl Custom {
         put.map_err(EncodeError::Refused)
     }
 
-    /// Puts header and trailer around the payload at the end of `out`, which begins at `start`.
-    fn surround(&mut self, out: &mut Vec<u8>, start: usize) -> Result<(), EncodeError> {
-        let end = out.len();
-        self.put_header(end - start, out)?;
-        let header = out.len() - end;
-        if let Some(frame) = out.get_mut(start..) {
-            frame.rotate_right(header);
-        }
-        self.framer.trailer(&mut FrameBuf::new(out, usize::MAX));
-        Ok(())
-    }
-
     /// Makes a frame of the payload at the end of `out`, which begins at `start`.
     fn wrap_tail(
         &mut self,
@@ -193,7 +174,8 @@ impl Custom {
             out.extend_from_slice(&packed);
         }
         buffers.give(packed);
-        self.surround(out, start)
+        let framed = self.framer.surround(out, start);
+        framed.map_err(EncodeError::Refused)
     }
 
     fn wrap(
