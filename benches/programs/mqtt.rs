@@ -1,8 +1,9 @@
 //! The load of the figures for MQTT: one publisher and many subscribers, QoS 0.
 //!
-//! Usage: `figures_mqtt ADDRESS SUBSCRIBERS BYTES WINDOW MESSAGES`. After a tenth of the messages it prints `ready` and waits for a
-//! line; after all others it prints `done`. Up to WINDOW messages are on their way at any time, and every subscriber has
-//! to get every message: one that is lost ends the program with an error.
+//! Usage: `figures_mqtt ADDRESS SUBSCRIBERS BYTES WINDOW MESSAGES`. After a warm-up with a tenth of
+//! the messages, the program prints `ready` and waits for a line; after MESSAGES more it prints
+//! `done`. Up to WINDOW messages are on their way at any time. Every subscriber has to get every
+//! message: a lost one ends the program with an error.
 
 use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};

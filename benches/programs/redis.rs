@@ -1,7 +1,8 @@
-//! The other side of the figures for Redis: GET and SET from memory, by hand on tokio's single-threaded runtime.
+//! The other side of the figures for Redis: GET and SET from memory, by hand on tokio's
+//! single-threaded runtime.
 //!
-//! It is written with care for speed: commands are parsed where they were read, all answers to one read go out in one
-//! write, and a GET copies the value once. It has no limits, timeouts or counters.
+//! The server is written for speed: it parses commands where they were read, answers one read with
+//! one write, and copies the value of a GET once. It has no limits, timeouts or counters.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 type Db = Rc<RefCell<HashMap<Vec<u8>, Vec<u8>>>>;
 
-/// Read at once, at least.
+/// Free space for each read, at least.
 const READ: usize = 16 * 1024;
 /// Words of a command; more are an error.
 const MAX_WORDS: usize = 8;
@@ -62,9 +63,10 @@ async fn serve(mut stream: TcpStream, db: Db) -> io::Result<()> {
     }
 }
 
-/// Finds the words of the command at the front of `input`, their number, and the command's end.
+/// The words of a command, their number, and the end of the command.
 type Words = ([Range<usize>; MAX_WORDS], usize, usize);
 
+/// Parses the command at the front of `input`.
 fn parse(input: &[u8]) -> io::Result<Option<Words>> {
     let Some((count, mut at)) = header(input, 0, b'*')? else {
         return Ok(None);
