@@ -296,7 +296,9 @@ impl Machine {
 
     /// A close comes behind those commands: no more frames are delivered, whatever the handler asks.
     pub(crate) fn stop_frames(&mut self, now: Time, pool: &mut Pool) {
-        self.pause(now);
+        // Also where nothing can be sent any more, and a handler's pause has no effect.
+        self.status.recv.pause();
+        self.pause_clocks(now);
         self.wake(pool).0.ending.set_closes_behind();
     }
 
