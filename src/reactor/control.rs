@@ -39,6 +39,16 @@ use crate::tree::Tree;
 const TREE_SLOTS: usize = 4096;
 const SLOTS_PER_LEAF: usize = 16;
 
+/// Touches the connection after an operation that runs foreign code, a panic of which included.
+struct Touched<'a, O: Os>(&'a mut Core<O>, ConnId);
+
+impl<O: Os> Drop for Touched<'_, O> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.touch(self.1);
+    }
+}
+
 impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)> {
         let (conn, pool) = self.core.conns.parts(id)?;
@@ -50,22 +60,16 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     }
 
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
-        let core = &mut self.core;
-        if core.deferred.refuses_output(id) {
+        if self.core.deferred.refuses_output(id) {
             return Err(Box::new(SendError::Closed));
         }
+        let touched = Touched(&mut self.core, id);
+        let core = &mut *touched.0;
         let Some((conn, pool)) = core.conns.parts(id) else {
             return Err(Box::new(SendError::Closed));
         };
-        let sent = conn.send(
-            &mut core.os,
-            pool,
-            &mut core.now,
-            frame,
-            core.early_output_until,
-        );
-        core.touch(id);
-        sent
+        let until = core.early_output_until;
+        conn.send(&mut core.os, pool, &mut core.now, frame, until)
     }
 
     fn send_chunks(
@@ -73,17 +77,16 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         id: ConnId,
         payload: &mut [Chunk<'_>],
     ) -> std::result::Result<(), Box<SendError>> {
-        let core = &mut self.core;
-        if core.deferred.refuses_output(id) {
+        if self.core.deferred.refuses_output(id) {
             return Err(Box::new(SendError::Closed));
         }
+        let touched = Touched(&mut self.core, id);
+        let core = &mut *touched.0;
         let Some((conn, pool)) = core.conns.parts(id) else {
             return Err(Box::new(SendError::Closed));
         };
         let until = core.early_output_until;
-        let sent = conn.send_chunks(&mut core.os, pool, &mut core.now, payload, until);
-        core.touch(id);
-        sent
+        conn.send_chunks(&mut core.os, pool, &mut core.now, payload, until)
     }
 
     fn send_with(
@@ -91,17 +94,16 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         id: ConnId,
         write: &mut WriteFrame<'_>,
     ) -> std::result::Result<(), SendError> {
-        let core = &mut self.core;
-        if core.deferred.refuses_output(id) {
+        if self.core.deferred.refuses_output(id) {
             return Err(SendError::Closed);
         }
+        let touched = Touched(&mut self.core, id);
+        let core = &mut *touched.0;
         let Some((conn, pool)) = core.conns.parts(id) else {
             return Err(SendError::Closed);
         };
         let until = core.early_output_until;
-        let sent = conn.send_with(&mut core.os, pool, &mut core.now, write, until);
-        core.touch(id);
-        sent
+        conn.send_with(&mut core.os, pool, &mut core.now, write, until)
     }
 
     fn touch(&mut self, id: ConnId) {

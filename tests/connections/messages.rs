@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use portcullis::sim::{Answer, ClientId, ClientState, Sim};
+use portcullis::sim::{Answer, Call, ClientId, ClientState, Faults, Sim};
 use portcullis::{
     Close, CloseReason, Closed, Config, ConnId, Context, Framing, HandleError, Handler, Listen,
     Message, Outcome, SendError,
@@ -56,6 +56,11 @@ impl Handler<Club> for Member {
                 for text in ["one", "two", "three"] {
                     notify(cx, other, text)?;
                 }
+            }
+            "large" => cx.conn.send([b'x'; 40_000])?,
+            "leave" => {
+                notify(cx, number, "last words")?;
+                cx.conn.close();
             }
             "resume" => {
                 notify(cx, other, "resume")?;
@@ -192,6 +197,18 @@ fn a_resume_before_a_close_delivers_no_frame() {
     ];
     assert_eq!(sim.app().seen, seen);
     assert_eq!(sim.received(other), b"resume\nlast words\n");
+}
+
+/// Nor where nothing can be sent any more, so that a pause has no effect.
+#[test]
+fn a_close_without_a_reader_delivers_no_frame() {
+    let (mut sim, _, other) = club(Config::new());
+    sim.set_faults(Faults::none().with(Call::Write, 0, libc::EPIPE));
+    sim.send(other, b"large\nleave\nlate\n");
+    linger(&mut sim);
+    let seen = ["1 line large", "1 line leave", "1 note last words"];
+    assert_eq!(sim.app().seen[..3], seen);
+    assert_eq!(sim.app().seen.len(), 4, "{:?}", sim.app().seen);
 }
 
 #[test]

@@ -355,6 +355,30 @@ fn a_handle_broadcasts() {
     assert_eq!(sim.stats().undeliverable, 0);
 }
 
+/// A job writes a frame to a connection and panics: no part of it is sent, and what the buffer took
+/// is accounted for and given back, without another event of that connection.
+#[test]
+fn a_panic_while_a_frame_is_written_leaves_nothing() {
+    let (mut sim, _, clients) = members(1, None);
+    send_all(&mut sim, |conn| conn.send([b'x'; 1000]));
+    let (id, before) = (sim.app()[0], sim.stats().memory);
+    let job = move |_: &mut Vec<ConnId>, control: &mut portcullis::Control<'_, Vec<ConnId>>| {
+        let mut conn = control.conn(id).expect("it is there");
+        let _ = conn.send_with(|out| {
+            out.put(&[b'y'; LENGTH]);
+            std::panic::resume_unwind(Box::new("planned"))
+        });
+    };
+    sim.control().set_timer(std::time::Duration::ZERO, job);
+    sim.settle();
+    assert_eq!(sim.stats().panics, 1);
+    assert!(sim.stats().memory <= before + 1000, "{before}");
+    sim.set_send_buffer(clients[0], 100_000);
+    sim.set_reading(clients[0], true);
+    sim.settle();
+    assert_eq!(sim.received(clients[0]), packet2(&[b'x'; 1000]));
+}
+
 /// Notes when it is notified, with the number of bytes that have left.
 #[derive(Default)]
 struct Notified(Vec<(char, u64)>);

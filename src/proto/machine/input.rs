@@ -468,21 +468,6 @@ impl Machine {
         }
     }
 
-    // What the handler wants.
-
-    pub(crate) fn pause(&mut self, now: Time) {
-        if self.status.life.is_served() && !self.write_closed() {
-            self.status.recv.pause();
-            self.pause_clocks(now);
-        }
-    }
-
-    pub(crate) fn resume(&mut self, now: Time) {
-        if !self.parts().ending.closes_behind() && self.status.recv.resume() {
-            self.resume_clocks(now);
-        }
-    }
-
     // What the reactor asks.
 
     /// True if the next event of the socket can only announce that the peer is gone for good: the

@@ -294,12 +294,6 @@ impl Machine {
         self.wake(pool).0.ending.set_awaits_commands(true);
     }
 
-    /// A close comes behind those commands: no more frames are delivered, whatever the handler asks.
-    pub(crate) fn stop_frames(&mut self, now: Time, pool: &mut Pool) {
-        self.pause(now);
-        self.wake(pool).0.ending.set_closes_behind();
-    }
-
     /// Those commands were carried out.
     pub(crate) fn end_commands(&mut self) {
         if let Some(active) = &mut self.active {

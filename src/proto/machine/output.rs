@@ -531,6 +531,27 @@ impl Machine {
         Ok(())
     }
 
+    pub(crate) fn pause(&mut self, now: Time) {
+        if self.status.life.is_served() && !self.write_closed() {
+            self.status.recv.pause();
+            self.pause_clocks(now);
+        }
+    }
+
+    /// A close comes behind commands: no more frames are delivered, whatever the handler asks.
+    pub(crate) fn stop_frames(&mut self, now: Time, pool: &mut Pool) {
+        // Also where nothing can be sent any more, and a handler's pause has no effect.
+        self.status.recv.pause();
+        self.pause_clocks(now);
+        self.wake(pool).0.ending.set_closes_behind();
+    }
+
+    pub(crate) fn resume(&mut self, now: Time) {
+        if !self.parts().ending.closes_behind() && self.status.recv.resume() {
+            self.resume_clocks(now);
+        }
+    }
+
     /// Decodes the buffered bytes, and all that follow, by another rule.
     ///
     /// Returns the rule before, which may be a framer of the user's.
