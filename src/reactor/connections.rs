@@ -43,6 +43,7 @@ pub(super) struct Connections<S> {
     /// The next slot to be freed is claimed.
     keep_next: bool,
     leaving: Option<Leaving>,
+    last_sent: Option<ConnId>,
     ready: VecDeque<ConnId>,
     /// Handshakes with input: served in the order in which the input arrived.
     handshakes: VecDeque<ConnId>,
@@ -72,6 +73,7 @@ impl<S> Connections<S> {
             claimed: 0,
             keep_next: false,
             leaving: None,
+            last_sent: None,
             ready: VecDeque::new(),
             handshakes: VecDeque::new(),
             timers: Timers::default(),
@@ -470,6 +472,18 @@ impl<S> Connections<S> {
     pub(super) fn parts(&mut self, id: ConnId) -> Option<(&mut Connection<S>, &mut Pool)> {
         let conn = self.slots.get_mut(id.index() as usize)?;
         (conn.id == id).then_some((conn, &mut self.pool))
+    }
+
+    /// As [`Connections::parts`], to send: foreign code may panic meanwhile.
+    #[inline]
+    pub(super) fn parts_to_send(&mut self, id: ConnId) -> Option<(&mut Connection<S>, &mut Pool)> {
+        self.last_sent = Some(id);
+        self.parts(id)
+    }
+
+    /// The last connection that something was sent to, once.
+    pub(super) fn take_last_sent(&mut self) -> Option<ConnId> {
+        self.last_sent.take()
     }
 
     /// The connection in this slot now.

@@ -39,16 +39,6 @@ use crate::tree::Tree;
 const TREE_SLOTS: usize = 4096;
 const SLOTS_PER_LEAF: usize = 16;
 
-/// Touches the connection after an operation that runs foreign code, a panic of which included.
-struct Touched<'a, O: Os>(&'a mut Core<O>, ConnId);
-
-impl<O: Os> Drop for Touched<'_, O> {
-    #[inline]
-    fn drop(&mut self) {
-        self.0.touch(self.1);
-    }
-}
-
 impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)> {
         let (conn, pool) = self.core.conns.parts(id)?;
@@ -60,16 +50,17 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     }
 
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
-        if self.core.deferred.refuses_output(id) {
+        let core = &mut self.core;
+        if core.deferred.refuses_output(id) {
             return Err(Box::new(SendError::Closed));
         }
-        let touched = Touched(&mut self.core, id);
-        let core = &mut *touched.0;
-        let Some((conn, pool)) = core.conns.parts(id) else {
+        let Some((conn, pool)) = core.conns.parts_to_send(id) else {
             return Err(Box::new(SendError::Closed));
         };
         let until = core.early_output_until;
-        conn.send(&mut core.os, pool, &mut core.now, frame, until)
+        let sent = conn.send(&mut core.os, pool, &mut core.now, frame, until);
+        core.touch(id);
+        sent
     }
 
     fn send_chunks(
@@ -77,16 +68,17 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         id: ConnId,
         payload: &mut [Chunk<'_>],
     ) -> std::result::Result<(), Box<SendError>> {
-        if self.core.deferred.refuses_output(id) {
+        let core = &mut self.core;
+        if core.deferred.refuses_output(id) {
             return Err(Box::new(SendError::Closed));
         }
-        let touched = Touched(&mut self.core, id);
-        let core = &mut *touched.0;
-        let Some((conn, pool)) = core.conns.parts(id) else {
+        let Some((conn, pool)) = core.conns.parts_to_send(id) else {
             return Err(Box::new(SendError::Closed));
         };
         let until = core.early_output_until;
-        conn.send_chunks(&mut core.os, pool, &mut core.now, payload, until)
+        let sent = conn.send_chunks(&mut core.os, pool, &mut core.now, payload, until);
+        core.touch(id);
+        sent
     }
 
     fn send_with(
@@ -94,16 +86,17 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         id: ConnId,
         write: &mut WriteFrame<'_>,
     ) -> std::result::Result<(), SendError> {
-        if self.core.deferred.refuses_output(id) {
+        let core = &mut self.core;
+        if core.deferred.refuses_output(id) {
             return Err(SendError::Closed);
         }
-        let touched = Touched(&mut self.core, id);
-        let core = &mut *touched.0;
-        let Some((conn, pool)) = core.conns.parts(id) else {
+        let Some((conn, pool)) = core.conns.parts_to_send(id) else {
             return Err(SendError::Closed);
         };
         let until = core.early_output_until;
-        conn.send_with(&mut core.os, pool, &mut core.now, write, until)
+        let sent = conn.send_with(&mut core.os, pool, &mut core.now, write, until);
+        core.touch(id);
+        sent
     }
 
     fn touch(&mut self, id: ConnId) {

@@ -101,6 +101,7 @@ impl<A, O: Os> Inner<A, O> {
                 }
             }
             Err(panic) => {
+                self.touch_last_sent();
                 let conn = self.core.conns.get(id);
                 let source = match conn.is_some_and(|conn| conn.machine.has_framer_panicked()) {
                     true => "a framer",
@@ -140,6 +141,15 @@ impl<A, O: Os> Inner<A, O> {
         self.core.conns.offer_room();
         if let Err(panic) = catch(|| job(app, &mut Control::new(self))) {
             self.core.guard.report(source, panic, None);
+            self.touch_last_sent();
+        }
+    }
+
+    /// After a panic, perhaps of a framer while a frame was being made: the connection has a turn,
+    /// and accounts for its memory.
+    pub(super) fn touch_last_sent(&mut self) {
+        if let Some(id) = self.core.conns.take_last_sent() {
+            self.core.touch(id);
         }
     }
 

@@ -71,5 +71,6 @@ pub(super) fn run_alarms<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) {
             core.guard.report("an alarm's callback", panic, None);
         }
         user.alarms.restore(&mut core.guard, notice.id, callback);
+        inner.touch_last_sent();
     }
 }
