@@ -69,23 +69,6 @@ fn hear_much(mut from: impl Read, seed: u64, count: usize) {
     }
 }
 
-/// Most memory that the process ever had, in bytes: VmHWM of proc(5).
-#[cfg(target_os = "linux")]
-pub fn peak_memory(process: &ChildProcess) -> usize {
-    let status =
-        std::fs::read_to_string(format!("/proc/{}/status", process.process())).expect("proc");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .expect("a peak");
-    let kilobytes: usize = line
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .expect("a number");
-    kilobytes * 1024
-}
-
 /// Both directions at once, each to its end, through half-close.
 #[test]
 fn fifty_megabytes_go_each_way_and_each_end_is_carried_through() {
@@ -117,7 +100,7 @@ fn a_slow_reader_costs_little_and_delays_no_other_client() {
     let (proxy, addr) = start(back, &[]);
     let client = connect(addr);
     let server = accepted(&listener);
-    let before = peak_memory(&proxy);
+    let before = proxy.peak_memory();
     let (stuck, is_stuck) = mpsc::channel();
     thread::scope(|scope| {
         let to = &client;
@@ -130,13 +113,13 @@ fn a_slow_reader_costs_little_and_delays_no_other_client() {
         // Meanwhile the other direction carries everything.
         scope.spawn(|| say_much(&server, 5, MUCH));
         hear_much(&client, 5, MUCH);
-        let grown = peak_memory(&proxy) - before;
+        let grown = proxy.peak_memory() - before;
         assert!(grown < 4 * MEGABYTE, "{grown} bytes for one pair");
         hear_much(&server, 3, 4 * MEGABYTE);
         is_stuck.recv_timeout(PATIENCE).expect("it goes on");
         hear_much(&server, 4, MUCH);
     });
-    let grown = peak_memory(&proxy) - before;
+    let grown = proxy.peak_memory() - before;
     assert!(grown < 4 * MEGABYTE, "{grown} bytes for one pair");
     terminate(proxy);
 }

@@ -1,5 +1,6 @@
 //! Connected sockets from outside, behind TLS: as the server or the client of a handshake, or with the session that a
 //! detached connection has.
+#![cfg(feature = "tls")]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};

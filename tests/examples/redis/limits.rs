@@ -244,7 +244,7 @@ fn a_value_of_200_megabytes_comes_back() {
     assert_eq!(client.line(), "");
     #[cfg(target_os = "linux")]
     {
-        let above = crate::proxy::peak_memory(&server) - value.len();
+        let above = server.peak_memory() - value.len();
         assert!(above < 64 * 1024 * 1024, "{above} bytes above the value");
     }
     client.expect(&[("STRLEN k", ":200000000"), ("APPEND k 0", ":200000001")]);

@@ -543,6 +543,16 @@ impl ChildProcess {
             .count()
     }
 
+    /// Most memory that the process ever had, in bytes: VmHWM of proc(5).
+    pub fn peak_memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process()));
+        let status = status.expect("proc");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kilobytes: usize = kilobytes.expect("a peak").trim().parse().expect("a number");
+        kilobytes * 1024
+    }
+
     /// User and system CPU time so far, in seconds.
     #[track_caller]
     pub fn cpu_seconds(&self) -> f64 {
