@@ -262,6 +262,11 @@ impl Machine {
         !self.was_open() && self.state() != State::Closing
     }
 
+    /// True if commands from before the connection opened are still to be carried out.
+    pub(crate) fn awaits_commands(&self) -> bool {
+        self.parts().ending.awaits_commands()
+    }
+
     /// True if `on_open` was called, so that `on_close` is due.
     pub(crate) fn was_open(&self) -> bool {
         self.status.life.was_open()
@@ -617,11 +622,6 @@ impl Machine {
     /// True if the handler has paused reading, in every state.
     pub(crate) fn has_paused(&self) -> bool {
         self.status.recv.is_paused_by_handler()
-    }
-
-    /// True if commands from before the connection opened are still to be carried out.
-    pub(crate) fn awaits_commands(&self) -> bool {
-        self.parts().ending.awaits_commands()
     }
 
     /// Returns the first invariant that does not hold between two turns. `queued`: the connection

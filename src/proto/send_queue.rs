@@ -339,7 +339,7 @@ impl SendQueue {
 
     /// Returns the first pending bytes in two pieces. Short pieces are joined in `joint`, up to
     /// `joint_len` bytes.
-    #[cfg(feature = "tls")]
+    #[cfg(any(test, feature = "tls"))]
     pub(super) fn first_two<'a>(
         &'a self,
         joint: &'a mut Vec<u8>,
