@@ -30,6 +30,10 @@ fn run_ready_watches<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) {
         });
         let Inner { core, user } = inner;
         let removed = user.watches.restore(id, watched);
+        let ended = removed.as_ref();
+        if let Some(descriptor) = ended.and_then(|one| user.watches.take_ended(id, one)) {
+            core.os.unwatch(descriptor);
+        }
         core.guard.drop("a descriptor's callback", removed);
     }
 }

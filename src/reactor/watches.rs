@@ -26,6 +26,8 @@ pub(super) struct Watches<A> {
     all: Slots<Watch<A>>,
     /// Events that wait for their callbacks, at most one for each descriptor.
     ready: VecDeque<usize>,
+    /// The watch that its own running callback has ended, with its descriptor.
+    ended: Option<(WatchId, RawFd)>,
     /// Number of descriptors that were ever watched.
     count: u64,
 }
@@ -35,6 +37,7 @@ impl<A> Default for Watches<A> {
         Self {
             all: Slots::new(),
             ready: VecDeque::new(),
+            ended: None,
             count: 0,
         }
     }
@@ -117,6 +120,20 @@ impl<A> Watches<A> {
             }
             None => Some(watched),
         }
+    }
+
+    /// The watch has ended while its callback runs.
+    pub(super) fn end_later(&mut self, id: WatchId, descriptor: RawFd) {
+        self.ended = Some((id, descriptor));
+    }
+
+    /// The descriptor of a watch that has ended while its callback ran, if the callback has not
+    /// replaced it.
+    pub(super) fn take_ended(&mut self, id: WatchId, watched: &Boxed<A>) -> Option<RawFd> {
+        let (_, descriptor) = self.ended.take().filter(|(ended, _)| *ended == id)?;
+        // Foreign code, which may panic.
+        let now = catch(|| watched.fd().as_raw_fd()).ok()?;
+        (now == descriptor).then_some(descriptor)
     }
 
     /// All callbacks, once the server ends.

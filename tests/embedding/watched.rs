@@ -259,6 +259,36 @@ fn the_end_of_a_watch_harms_no_other_descriptor() {
     turns_until(&mut server, &mut seen, |_, seen| seen.len() == 17);
 }
 
+/// The same, all of it within the callback.
+#[test]
+fn a_watch_that_ends_in_its_callback_harms_no_other_descriptor() {
+    let (mut server, mut seen) = (server(), Seen::new());
+    let (ours, mut theirs) = pair();
+    let (next, _peer) = pair();
+    let (clients, adopted) = mpsc::channel();
+    let own: Rc<Cell<Option<WatchId>>> = Rc::default();
+    let (known, mut replacement) = (Rc::clone(&own), Some(next));
+    let replaces = move |_: &mut Seen, control: &mut Control<'_, Seen>, ours: &mut UnixStream| {
+        *ours = replacement.take().expect("it is called once");
+        for _ in 0..8 {
+            let (socket, client) = pair();
+            let options = Connect::new(Framing::Line);
+            control.adopt(socket, options, Says).expect("adopted");
+            clients.send(client).expect("the test waits");
+        }
+        assert!(control.unwatch(known.take().expect("known")));
+    };
+    let watched = server.control().watch(ours, Interest::Readable, replaces);
+    own.set(watched.ok());
+    theirs.write_all(b"one").expect("sent");
+    turns_until(&mut server, &mut seen, |_, seen| seen.len() == 8);
+    let clients: Vec<_> = adopted.try_iter().collect();
+    for mut client in &clients {
+        client.write_all(b"hello\n").expect("sent");
+    }
+    turns_until(&mut server, &mut seen, |_, seen| seen.len() == 16);
+}
+
 /// Notes that it opened, and its frames.
 struct Says;
 
