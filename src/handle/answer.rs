@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::error::HandleError;
+use crate::catch::catch;
 
 /// The result of a job on the loop, to be awaited: from [`Handle::ask`](crate::Handle::ask).
 ///
@@ -66,7 +67,8 @@ impl<R> Slot<R> {
         drop(state);
         self.changed.notify_one();
         if let Some(waker) = waker {
-            waker.wake();
+            // A second panic, while that of a job unwinds, would abort.
+            let _ = catch(|| waker.wake());
         }
     }
 

@@ -167,7 +167,7 @@ impl<'a, A> Conn<'a, A> {
     ///     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
     ///         let moved = Moved(String::from_utf8_lossy(frame).into());
     ///         if let Some(mut rival) = cx.conn.peer(self.rival) {
-    ///             rival.notify(moved)?;
+    ///             let _ = rival.notify(moved); // it may be leaving
     ///         }
     ///         Ok(())
     ///     }

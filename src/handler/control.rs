@@ -410,7 +410,7 @@ impl<'a, A> Control<'a, A> {
     /// # use portcullis::{Config, Control, Server};
     /// struct Game { tick: u64 }
     ///
-    /// /// 60 steps a second, however long each takes.
+    /// /// Up to 60 steps a second: the next begins a frame after this one has ended.
     /// fn step(game: &mut Game, control: &mut Control<'_, Game>) {
     ///     game.tick += 1;
     ///     control.set_timer(Duration::from_secs(1) / 60, step);

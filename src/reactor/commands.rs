@@ -36,8 +36,7 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
     }
 }
 
-/// Carries out the next command that has waited for its connection to open. False if there is
-/// none.
+/// Carries out the next deferred command of an open connection. False if there is none.
 pub(super) fn carry_out_deferred<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) -> bool {
     let Some((id, command)) = inner.core.deferred.next_due() else {
         return false;
@@ -46,7 +45,18 @@ pub(super) fn carry_out_deferred<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A)
     inner.core.work.charge(work::STEP);
     inner.core.conns.offer_room();
     deliver(inner, app, id, command);
+    if inner.core.deferred.is_released(id) {
+        release(inner, id);
+    }
     true
+}
+
+fn release<A, O: Os>(inner: &mut Inner<A, O>, id: ConnId) {
+    let core = &mut inner.core;
+    if let Some(conn) = core.conns.get_mut(id) {
+        conn.machine.end_commands();
+        core.touch(id);
+    }
 }
 
 /// The first `done` commands are carried out: lets the next connection close by itself that may have
@@ -57,10 +67,7 @@ pub(super) fn release_next<A, O: Os>(inner: &mut Inner<A, O>, done: u64) -> bool
         return false;
     };
     core.work.charge(work::STEP);
-    if let Some(conn) = core.conns.get_mut(id) {
-        conn.machine.end_commands();
-        core.touch(id);
-    }
+    release(inner, id);
     true
 }
 
@@ -75,6 +82,9 @@ fn for_conn<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command:
             .is_some_and(|conn| conn.machine.will_open());
     if !waits {
         return deliver(inner, app, id, command);
+    }
+    if core.deferred.will_close(id) {
+        return core.drop_undelivered(command);
     }
     let Err(refused) = core.deferred.push(id, command, core.config.queue_limits) else {
         return;
@@ -95,9 +105,12 @@ fn deliver<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command: 
         ForConn::Send(frame) => {
             // A copy, at most; the bytes themselves count when they are written.
             inner.core.work.charge(frame.len() as u64);
+            // It was accepted before a close that waits behind it.
+            inner.core.deferred.set_delivering(Some(id));
             // A connection's framer is foreign code, and so is its error.
             let sent = catch(|| Conn::find(inner, id).map(|mut conn| conn.send_chunk(frame)));
             let core = &mut inner.core;
+            core.deferred.set_delivering(None);
             core.stats.undeliverable += u64::from(!matches!(sent, Ok(Some(Ok(())))));
             match sent {
                 // Nothing follows on a connection that closes.

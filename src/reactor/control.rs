@@ -430,8 +430,11 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         let Some((descriptor, watched)) = user.watches.remove(id) else {
             return false;
         };
-        if let Some(descriptor) = descriptor {
-            core.os.unwatch(descriptor);
+        // While its callback runs, it is not known whether that has replaced the descriptor.
+        match (descriptor, &watched) {
+            (Some(descriptor), Some(_)) => core.os.unwatch(descriptor),
+            (Some(descriptor), None) => user.watches.end_later(id, descriptor),
+            (None, _) => {}
         }
         core.guard.drop("a descriptor's callback", watched);
         true

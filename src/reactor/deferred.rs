@@ -1,7 +1,7 @@
 //! Frames and messages for connections that are not open yet, and messages from other callbacks.
 //! They are delivered in order once the connection is open, and before a close behind them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::connections::Connections;
 use crate::config::QueueLimits;
@@ -38,11 +38,14 @@ impl ForConn {
 #[derive(Default)]
 pub(super) struct Deferred {
     waiting: BTreeMap<ConnId, VecDeque<ForConn>>,
-    /// Connections that have opened since, in that order. Some have nothing left, or have ended.
+    /// Open connections with commands, in the order in which they began to have some. Some have
+    /// ended.
     opened: VecDeque<ConnId>,
     /// Connections that have opened and do not close by themselves yet, in that order, each with
     /// the number of commands from handles that were queued until then. Some have ended.
     held: VecDeque<(u64, ConnId)>,
+    /// Connections that do not close by themselves before the last of their own commands.
+    held_by_own: BTreeSet<ConnId>,
     commands: usize,
     bytes: usize,
     /// Number of closes among the commands.
@@ -89,6 +92,11 @@ impl Deferred {
     pub(super) fn will_close(&self, id: ConnId) -> bool {
         let last = self.waiting.get(&id).and_then(VecDeque::back);
         matches!(last, Some(ForConn::Close(_)))
+    }
+
+    /// Number of commands, closes included.
+    pub(super) fn count(&self) -> usize {
+        self.commands + self.closes
     }
 
     /// Number of commands.
@@ -148,7 +156,7 @@ impl Deferred {
             // The defaults of `on_finish` and `on_drain` wait.
             if !machine.awaits_commands() {
                 machine.await_commands(pool);
-                self.held.push_back((0, id));
+                self.held_by_own.insert(id);
             }
         }
         Ok(())
@@ -199,28 +207,43 @@ impl Deferred {
         is_held
     }
 
-    /// The next connection that is held no more, once the first `done` commands are carried out.
+    /// The next connection that is held no more, once the first `done` commands are carried out. One
+    /// that still has commands of its own is held until the last of them.
     pub(super) fn next_released(&mut self, done: u64) -> Option<ConnId> {
-        let &(queued, id) = self.held.front()?;
-        if queued > done || self.has(id) {
-            return None;
+        while let Some(&(queued, id)) = self.held.front() {
+            if queued > done {
+                return None;
+            }
+            self.held.pop_front();
+            if !self.has(id) {
+                return Some(id);
+            }
+            self.held_by_own.insert(id);
         }
-        self.held.pop_front();
-        Some(id)
+        None
+    }
+
+    /// Whether a connection is held no more, now that one of its commands is carried out.
+    pub(super) fn is_released(&mut self, id: ConnId) -> bool {
+        !self.held_by_own.is_empty() && !self.has(id) && self.held_by_own.remove(&id)
     }
 
     #[cfg(feature = "sim")]
     pub(super) fn holds(&self, id: ConnId) -> bool {
-        self.held.iter().any(|&(_, held)| held == id)
+        self.held_by_own.contains(&id) || self.held.iter().any(|&(_, held)| held == id)
     }
 
     /// The next command that is due.
     pub(super) fn next_due(&mut self) -> Option<(ConnId, ForConn)> {
         while let Some(&id) = self.opened.front() {
-            if let Some(command) = self.pop(id) {
+            let command = self.pop(id);
+            if !self.has(id) {
+                // Its next commands queue behind those of others.
+                self.opened.pop_front();
+            }
+            if let Some(command) = command {
                 return Some((id, command));
             }
-            self.opened.pop_front();
         }
         None
     }
@@ -238,6 +261,7 @@ impl Deferred {
     /// The connection has ended: returns what was not delivered.
     #[must_use = "destructors of messages are foreign code"]
     pub(super) fn remove(&mut self, id: ConnId) -> VecDeque<ForConn> {
+        self.held_by_own.remove(&id);
         let removed = self.waiting.remove(&id).unwrap_or_default();
         for command in &removed {
             self.forget(Some(command));
@@ -307,7 +331,7 @@ mod tests {
         assert_eq!(deferred.next_released(4), None);
         assert_eq!(due(&mut deferred), Some((id(1), 1)));
         assert_eq!(deferred.next_released(3), None);
-        assert_eq!(deferred.next_released(4), Some(id(1)));
+        assert!(deferred.is_released(id(1)) && !deferred.is_released(id(1)));
         assert_eq!(deferred.next_released(4), None);
         assert_eq!(deferred.next_released(5), Some(id(2)));
         assert!(due(&mut deferred).is_none() && !deferred.is_due());

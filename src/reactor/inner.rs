@@ -122,7 +122,7 @@ impl<A, O: Os> Inner<A, O> {
             ..
         } = &mut self.core;
         deferred.begin_close(id);
-        if deferred.will_close(id) {
+        if !close.abort && deferred.will_close(id) {
             guard.drop("an error's destructor", close);
             return None;
         }

@@ -337,13 +337,16 @@ impl<A, O: Os> Reactor<A, O> {
         }
         let started = self.inner.core.refresh();
         self.inner.core.begin_stage();
-        let mut left = self.inner.core.config.budgets.commands;
-        while left > 0
-            && self.inner.core.has_work_left()
-            && commands::carry_out_deferred(&mut self.inner, app)
-        {
-            left -= 1;
+        let left = self.inner.core.config.budgets.commands;
+        // One that is deferred meanwhile waits for the next iteration.
+        for _ in 0..self.inner.core.deferred.count().clamp(1, left.max(1)) {
+            let has_work_left = self.inner.core.has_work_left();
+            if !has_work_left || !commands::carry_out_deferred(&mut self.inner, app) {
+                break;
+            }
         }
+        // Handlers that give each other messages keep no handle waiting.
+        self.inner.core.begin_stage();
         let queued = self.shared.len();
         let mut passes = queued > left;
         for _ in 0..queued.min(left) {

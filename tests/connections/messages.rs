@@ -7,7 +7,7 @@ use std::time::Duration;
 use portcullis::sim::{Answer, Call, ClientId, ClientState, Faults, Sim};
 use portcullis::{
     Close, CloseReason, Closed, Config, ConnId, Context, Framing, HandleError, Handler, Listen,
-    Message, Outcome, SendError,
+    Message, Outcome, Peer, SendError,
 };
 
 /// Not `Send`.
@@ -358,4 +358,133 @@ fn messages_are_bounded_and_none_is_leaked() {
     conn.abort();
     sim.settle();
     assert_eq!((dropped.get(), sim.stats().undeliverable), (4, 3));
+}
+
+/// Notifies itself for ever.
+struct Restless;
+
+impl Handler<Club> for Restless {
+    fn on_open(&mut self, cx: &mut Context<'_, Club>) -> Outcome {
+        cx.conn.notify("again")?;
+        Ok(())
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_, Club>, line: &[u8]) -> Outcome {
+        cx.conn.send(line)?;
+        Ok(())
+    }
+
+    fn on_message(&mut self, cx: &mut Context<'_, Club>, message: Message) -> Outcome {
+        if let Ok(text) = message.downcast::<&str>() {
+            cx.app.seen.push((*text).to_owned());
+            if *text == "again" {
+                cx.conn.notify("again")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A handler that notifies itself without end keeps no other message, no handle's command and no end waiting.
+#[test]
+fn a_handler_that_notifies_itself_starves_nobody() {
+    let config = Config::new().with(|config| config.budgets.commands = 3);
+    let mut sim = Sim::new(1, config, Club::default());
+    let mut first = true;
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line);
+    let addr = sim.listen_with(
+        listen,
+        Box::new(move |_: &mut Club, _: Peer| -> Box<dyn Handler<Club>> {
+            match std::mem::take(&mut first) {
+                true => Box::new(Restless),
+                false => Box::new(Member),
+            }
+        }),
+    );
+    let addr = addr.expect("a listener");
+    let _restless = sim.connect(addr).expect("room");
+    sim.step();
+    let other = sim.connect(addr).expect("room");
+    for _ in 0..5 {
+        sim.step();
+    }
+    let id = sim.app().members[0];
+    let handle = sim.handle();
+    let posted = handle.post(move |club: &mut Club, control| {
+        club.seen.push("a job".to_owned());
+        let mut conn = control.conn(id).expect("open");
+        conn.notify(Note("to the other".into())).expect("room");
+    });
+    posted.expect("room");
+    for _ in 0..3 {
+        sim.step();
+    }
+    sim.finish(other);
+    for _ in 0..10 {
+        sim.step();
+    }
+    let seen = ["a job", "0 note to the other", "0 peer finished"];
+    let all = sim.app().seen.iter().filter(|seen| *seen != "again");
+    assert!(all.eq(seen), "{:?}", sim.app().seen);
+    assert_eq!(sim.received(other), b"to the other\n");
+}
+
+/// An abort is not held up by a close that waits.
+#[test]
+fn an_abort_passes_a_close_that_waits() {
+    let (mut sim, one, _) = club(Config::new());
+    let id = sim.app().members[0];
+    let mut control = sim.control();
+    let mut conn = control.conn(id).expect("open");
+    conn.notify(Note("never".into())).expect("it is open");
+    conn.close();
+    conn.end(Close::abort());
+    sim.settle();
+    assert_eq!(sim.state(one), ClientState::Reset);
+    assert_eq!(sim.app().seen, ["0 aborted by handler"]);
+}
+
+/// A frame of a handle from before the close is sent.
+#[test]
+fn a_handle_s_frame_keeps_its_place_before_a_close() {
+    let (mut sim, one, _) = club(Config::new());
+    let (id, handle) = (sim.app().members[0], sim.handle());
+    let posted = handle.post(move |_: &mut Club, control| {
+        let mut conn = control.conn(id).expect("open");
+        conn.notify(Note("a note".into())).expect("it is open");
+    });
+    posted.expect("room");
+    handle.send(id, "a frame\n").expect("room");
+    let posted = handle.post(move |_: &mut Club, control| {
+        control.conn(id).expect("open").close();
+    });
+    posted.expect("room");
+    linger(&mut sim);
+    assert_eq!(sim.received(one), b"a note\na frame\n");
+    assert_eq!(sim.stats().undeliverable, 0);
+}
+
+/// A frame from behind the close changes nothing of it.
+#[test]
+fn a_handle_s_frame_behind_a_close_is_undeliverable() {
+    let (mut sim, one, _) = club(Config::new());
+    let (id, handle) = (sim.app().members[0], sim.handle());
+    let posted = handle.post(move |_: &mut Club, control| {
+        let mut conn = control.conn(id).expect("open");
+        conn.notify(Note("a note".into())).expect("it is open");
+        conn.close();
+    });
+    posted.expect("room");
+    handle.send(id, "late\n").expect("the handle does not know");
+    let posted = handle.post(move |_: &mut Club, control| {
+        let mut conn = control.conn(id).expect("open");
+        let sent = conn.send("late\n");
+        assert!(matches!(sent, Err(SendError::Closed)), "{sent:?}");
+        let late = conn.notify(Note("late".into()));
+        assert_eq!(late, Err(HandleError::NoConnection(id)));
+    });
+    posted.expect("room");
+    linger(&mut sim);
+    assert_eq!(sim.received(one), b"a note\n");
+    assert_eq!((sim.stats().undeliverable, sim.stats().panics), (1, 0));
 }

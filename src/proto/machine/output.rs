@@ -556,7 +556,12 @@ impl Machine {
     ///
     /// Returns the rule before, which may be a framer of the user's.
     pub(crate) fn set_framing(&mut self, framing: &Framing) -> impl Sized {
-        let max = self.limits.max_frame.or(self.codec.chosen_max());
+        // A fixed length is a maximum of its own.
+        let inherited = match framing {
+            Framing::Fixed(_) => None,
+            _ => self.codec.chosen_max(),
+        };
+        let max = self.limits.max_frame.or(inherited);
         let before = std::mem::replace(&mut self.codec, Codec::new(framing, max));
         self.decode_again();
         before
