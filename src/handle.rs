@@ -18,7 +18,7 @@ use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
 use crate::proto::{kept, Chunk, Payload};
 use crate::stats::Stats;
-use answer::question;
+use answer::answer_channel;
 pub use answer::Answer;
 pub use error::HandleError;
 pub(crate) use liveness::Liveness;
@@ -268,9 +268,9 @@ impl<A> Handle<A> {
         job: impl FnOnce(&mut A, &mut Control<'_, A>) -> R + Send + 'static,
     ) -> Answer<R> {
         // Of this call alone: the answer cannot reach another.
-        let (asked, answer) = question();
+        let (sender, answer) = answer_channel();
         let job = move |app: &mut A, control: &mut Control<'_, A>| {
-            asked.answer_with(|| job(app, control));
+            sender.answer_with(|| job(app, control));
         };
         let queued = self
             .one()

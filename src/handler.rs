@@ -4,6 +4,7 @@
 mod conn;
 mod control;
 mod outgoing;
+mod own_events;
 mod sending;
 
 use std::any::Any;
@@ -16,8 +17,10 @@ use crate::proto::ProxyHeader;
 use crate::reason::{Closed, Outcome};
 pub use conn::{Conn, ConnInfo, Context};
 pub(crate) use conn::{ConnOps, WriteFrame};
-pub(crate) use control::{AlarmCallback, ControlOps, LocalJob, Watched};
-pub use control::{Control, Interest};
+pub use control::Control;
+pub(crate) use control::{AlarmCallback, ControlOps, LocalJob};
+pub use own_events::Interest;
+pub(crate) use own_events::Watched;
 pub(crate) use sending::broadcast;
 pub use sending::Broadcast;
 

@@ -253,6 +253,12 @@ pub struct TimerId {
     pub(crate) server: ServerNumber,
 }
 
+impl fmt::Display for TimerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "T{}", self.number)
+    }
+}
+
 /// Names one watched descriptor ([`Control::watch`](crate::Control::watch)). Never reused by its
 /// server. In another server, be it another shard, the id names none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -260,6 +266,12 @@ pub struct WatchId {
     pub(crate) slot: usize,
     pub(crate) number: u64,
     pub(crate) server: ServerNumber,
+}
+
+impl fmt::Display for WatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "W{}", self.number)
+    }
 }
 
 #[cfg(test)]

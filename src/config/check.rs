@@ -11,7 +11,7 @@ use crate::proto::check_rates;
 impl Listen {
     pub(crate) fn check(&self) -> Result<()> {
         self.conn.check()?;
-        self.framing.check()?;
+        self.framing.check(self.conn.max_frame)?;
         if let AtCapacity::Refuse { farewell } = &self.at_capacity {
             if farewell.len() > 4096 {
                 return Err(Error::option(

@@ -98,7 +98,7 @@ impl Connect {
     /// Finds values that cannot work for a socket that is connected.
     pub(crate) fn check_connected(&self) -> Result<()> {
         self.conn.check()?;
-        self.framing.check()?;
+        self.framing.check(self.conn.max_frame)?;
         self.socket.check()?;
         match self.tls.as_ref().and_then(ClientTls::problem) {
             Some(problem) => Err(Error::option("tls", problem)),

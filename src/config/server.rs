@@ -135,7 +135,8 @@ impl Default for Budgets {
 }
 
 /// Limits of the queue of commands from [`Handle`](crate::Handle)s. Commands above a limit are
-/// refused. Frames and messages for connections that are not open yet have the same limits.
+/// refused. Frames and messages for connections that are not open yet, and messages of
+/// [`Conn::notify`](crate::Conn::notify), have the same limits once more, together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct QueueLimits {
@@ -143,10 +144,10 @@ pub struct QueueLimits {
     /// an answer, are refused at twice this number. Defaults to 65,536, at least 1.
     pub commands: usize,
     /// Maximum number of bytes that queued frames, messages and posted jobs occupy, with their
-    /// entries in the queue; the payload of a broadcast once. Methods that wait for an answer are refused at twice this number: a job
-    /// occupies the queue until it runs, also after its caller's timeout. Memory that a message or
-    /// job owns elsewhere is not counted. An empty queue takes one command of any size. Defaults to
-    /// 64 MiB.
+    /// entries in the queue; the payload of a broadcast once. Methods that wait for an answer are
+    /// refused at twice this number: a job occupies the queue until it runs, also after its caller's
+    /// timeout. Memory that a message or job owns elsewhere is not counted. An empty queue takes one
+    /// command of any size. Defaults to 64 MiB.
     pub bytes: usize,
 }
 

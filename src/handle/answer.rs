@@ -19,7 +19,7 @@ pub struct Answer<R>(Arc<Slot<R>>);
 
 /// The job's side. Dropped without an answer it is the error of a job that panicked, or was never
 /// run.
-pub(super) struct Asked<R> {
+pub(super) struct AnswerSender<R> {
     slot: Arc<Slot<R>>,
     has_begun: bool,
 }
@@ -31,22 +31,22 @@ struct Slot<R> {
 
 enum State<R> {
     /// With the task that waits.
-    Asked(Option<Waker>),
+    Waiting(Option<Waker>),
     Answered(Result<R, HandleError>),
     Taken,
 }
 
-/// Makes both sides of a question.
-pub(super) fn question<R>() -> (Asked<R>, Answer<R>) {
+/// Makes both sides of one answer.
+pub(super) fn answer_channel<R>() -> (AnswerSender<R>, Answer<R>) {
     let slot = Arc::new(Slot {
-        state: Mutex::new(State::Asked(None)),
+        state: Mutex::new(State::Waiting(None)),
         changed: Condvar::new(),
     });
-    let asked = Asked {
+    let sender = AnswerSender {
         slot: Arc::clone(&slot),
         has_begun: false,
     };
-    (asked, Answer(slot))
+    (sender, Answer(slot))
 }
 
 impl<R> Slot<R> {
@@ -58,7 +58,7 @@ impl<R> Slot<R> {
     /// The first answer counts.
     fn answer(&self, answer: Result<R, HandleError>) {
         let mut state = self.lock();
-        let State::Asked(waker) = &mut *state else {
+        let State::Waiting(waker) = &mut *state else {
             return;
         };
         let waker = waker.take();
@@ -83,7 +83,7 @@ impl<R> Slot<R> {
     }
 }
 
-impl<R> Asked<R> {
+impl<R> AnswerSender<R> {
     /// Runs the job that answers.
     pub(super) fn answer_with(mut self, job: impl FnOnce() -> R) {
         self.has_begun = true;
@@ -91,7 +91,7 @@ impl<R> Asked<R> {
     }
 }
 
-impl<R> Drop for Asked<R> {
+impl<R> Drop for AnswerSender<R> {
     fn drop(&mut self) {
         let error = match self.has_begun {
             true => HandleError::Panicked,
@@ -105,8 +105,8 @@ impl<R> Drop for Asked<R> {
 impl<R> Answer<R> {
     /// The job was not queued.
     pub(super) fn refused(error: HandleError) -> Self {
-        let (asked, answer) = question();
-        asked.slot.answer(Err(error));
+        let (sender, answer) = answer_channel();
+        sender.slot.answer(Err(error));
         answer
     }
 
@@ -116,7 +116,7 @@ impl<R> Answer<R> {
         let waited = self
             .0
             .changed
-            .wait_timeout_while(state, timeout, |state| matches!(state, State::Asked(_)));
+            .wait_timeout_while(state, timeout, |state| matches!(state, State::Waiting(_)));
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         Slot::take(&mut state).unwrap_or(Err(HandleError::Timeout))
     }
@@ -130,7 +130,7 @@ impl<R> Future for Answer<R> {
         if let Some(answer) = Slot::take(&mut state) {
             return Poll::Ready(answer);
         }
-        if let State::Asked(waker) = &mut *state {
+        if let State::Waiting(waker) = &mut *state {
             match waker {
                 Some(known) => known.clone_from(context.waker()),
                 None => *waker = Some(context.waker().clone()),

@@ -269,7 +269,8 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// In [`Handler::on_frame`], the framer has just decoded this frame and nothing behind it. So
     /// what it has noted while parsing (a command's arguments, a message's type) need not be parsed
-    /// again. Elsewhere its last input may have been an incomplete frame.
+    /// again. Elsewhere its last input may have been an incomplete frame, of which its answer is kept:
+    /// change there nothing that decides where the frame ends.
     ///
     /// ```
     /// use portcullis::{Context, Decoded, FrameBuf, FrameError, Framer, Handler, Outcome};

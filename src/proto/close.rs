@@ -127,8 +127,8 @@ pub(super) struct Ending {
     /// Replies promised by the handler: the connection does not close by itself before they are
     /// sent.
     pending_replies: u32,
-    /// Commands from before the connection opened are not carried out yet: they count as a pending
-    /// reply, which the handler cannot end.
+    /// Deferred commands are not carried out yet: they count as a pending reply, which the handler
+    /// cannot end.
     awaits_commands: bool,
     /// The last of those commands is a close: no frame is delivered before it.
     closes_behind: bool,

@@ -262,7 +262,7 @@ impl Machine {
         !self.was_open() && self.state() != State::Closing
     }
 
-    /// True if commands from before the connection opened are still to be carried out.
+    /// True if deferred commands are still to be carried out.
     pub(crate) fn awaits_commands(&self) -> bool {
         self.parts().ending.awaits_commands()
     }

@@ -70,6 +70,7 @@ impl<O: Os> Core<O> {
         match (remains.take(), self.conns.parts(id)) {
             (Some(remains), Some((conn, pool))) => {
                 conn.machine.handle_attached(remains, self.now, pool);
+                conn.machine.congest_if_high(self.now);
                 let attempt = self.outbound.remove(id);
                 self.guard.drop("a TLS configuration's destructor", attempt);
             }

@@ -207,8 +207,8 @@ impl Deferred {
         is_held
     }
 
-    /// The next connection that is held no more, once the first `done` commands are carried out. One
-    /// that still has commands of its own is held until the last of them.
+    /// The next connection that is held no more, once the first `done` commands are carried out. A
+    /// connection that has commands of its own is held until the last of them.
     pub(super) fn next_released(&mut self, done: u64) -> Option<ConnId> {
         while let Some(&(queued, id)) = self.held.front() {
             if queued > done {

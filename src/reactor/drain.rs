@@ -108,8 +108,8 @@ impl Drain {
         }
     }
 
-    /// Begins a drain, or shortens one. True if it begins. The numbers of connections are those that
-    /// are `present`, and those that were ever `accepted`.
+    /// Begins a drain, or shortens one. True if it begins. Of connections, `present` is the
+    /// number now, and `accepted` that since the server began.
     pub(super) fn begin<L>(
         &mut self,
         listeners: &mut Listeners<L>,

@@ -4,8 +4,8 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use kit::net::{connect, local, ping, read_to_end, Echo};
-use portcullis::{Config, Error, Framing, Handle, HandleError, Server, Spawned};
+use kit::net::{connect, local, ping, read_to_end, Echo, PostsOnDrop};
+use portcullis::{Config, Error, Framing, HandleError, Server, Spawned};
 
 #[test]
 fn it_runs_until_it_is_drained() {
@@ -125,23 +125,11 @@ fn a_panic_in_making_it_is_the_callers() {
 /// The destructor of a state may wait for threads that use the handle, and take long.
 #[test]
 fn a_server_is_gone_before_its_state_is_dropped() {
-    struct State {
-        handle: Handle<Self>,
-        found: mpsc::Sender<Result<(), HandleError>>,
-    }
-
-    impl Drop for State {
-        fn drop(&mut self) {
-            // Nothing of it is carried out any more: it must not be accepted.
-            let _ = self.found.send(self.handle.post(|_, _| ()));
-        }
-    }
-
     let (found, finds) = mpsc::channel();
     let spawned = Server::spawn(move || {
-        let server: Server<State> = Server::new(Config::new())?;
+        let server: Server<PostsOnDrop> = Server::new(Config::new())?;
         let handle = server.handle();
-        Ok((server, State { handle, found }))
+        Ok((server, PostsOnDrop { handle, found }))
     })
     .expect("it runs");
     spawned.handle.stop().expect("it runs");

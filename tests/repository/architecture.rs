@@ -207,6 +207,8 @@ fn what_the_user_holds_does_not_know_the_reactor() {
         "src/handle/queue.rs",
         "src/handle/route.rs",
         "src/handler/control.rs",
+        "src/handler/own_events.rs",
+        "src/handler/sending.rs",
         "src/detached.rs",
         "src/tree.rs",
         "src/metrics.rs",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kit::net::{
     connect, current_stats, eventually, example, held_by_each, hold, local, ping, read_to_end,
-    recv2, send2, tcp, ChildProcess, Echo, PATIENCE,
+    recv2, send2, tcp, ChildProcess, Echo, PostsOnDrop, PATIENCE,
 };
 use portcullis::{Config, Error, Handle, HandleError, Listen, Server, Shards, Spawned};
 
@@ -200,25 +200,14 @@ fn a_stopped_shard_leaves_the_sums() {
 /// cannot be made.
 #[test]
 fn a_shard_is_gone_before_its_state_is_dropped() {
-    struct State {
-        handle: Handle<Self>,
-        found: mpsc::Sender<Result<(), HandleError>>,
-    }
-
-    impl Drop for State {
-        fn drop(&mut self) {
-            let _ = self.found.send(self.handle.post(|_, _| ()));
-        }
-    }
-
     for fails in [false, true] {
         let (found, finds) = mpsc::channel();
-        let build = move |shard, server: &mut Server<State>| {
+        let build = move |shard, server: &mut Server<PostsOnDrop>| {
             if fails && shard == 1 {
                 return Err(Error::other("as planned"));
             }
             let (handle, found) = (server.handle(), found.clone());
-            Ok(State { handle, found })
+            Ok(PostsOnDrop { handle, found })
         };
         match Shards::new(Config::new()).threads(2).spawn(build) {
             Ok(shards) => {

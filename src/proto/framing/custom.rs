@@ -38,13 +38,13 @@ impl Custom {
         if input.len() < self.seen || self.found.is_some() {
             return None;
         }
-        let decoded = self.ask(input);
+        let decoded = self.decode_front(input);
         if let Ok(Decoded::Frame { payload, consumed }) = &decoded {
             if let Some(cut) = self.check(payload.clone(), *consumed, input) {
                 return Some(cut);
             }
         }
-        match self.judge(decoded, input) {
+        match self.check_decoded(decoded, input) {
             Found::Step(Step::More) => {}
             other => self.found = Some(other),
         }
@@ -55,13 +55,13 @@ impl Custom {
         if input.len() < self.seen {
             return Found::Step(Step::More);
         }
-        let decoded = self.ask(input);
-        self.judge(decoded, input)
+        let decoded = self.decode_front(input);
+        self.check_decoded(decoded, input)
     }
 
-    /// Asks the framer for the front of `input`.
+    /// Lets the framer decode the front of `input`.
     #[inline]
-    fn ask(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+    fn decode_front(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
         self.is_running = true;
         self.seen = 1;
         let decoded = self.framer.decode(input);
@@ -86,7 +86,7 @@ impl Custom {
     }
 
     #[cold]
-    fn judge(&mut self, decoded: Result<Decoded, FrameError>, input: &[u8]) -> Found {
+    fn check_decoded(&mut self, decoded: Result<Decoded, FrameError>, input: &[u8]) -> Found {
         let limit = self.limit();
         let (payload, consumed, is_packed) = match decoded {
             Ok(Decoded::Frame { payload, consumed }) => (payload, consumed, false),

@@ -197,7 +197,7 @@ impl FromStr for Framing {
             "packet-4" => Self::Packet4,
             "line" => Self::Line,
             _ => {
-                let framing = parse(name).filter(|framing| framing.check().is_ok());
+                let framing = parse(name).filter(|framing| framing.check(None).is_ok());
                 framing.ok_or_else(|| {
                     let names = "raw, packet-1, packet-2, packet-4, line, delimited by 0x00, \
                                  fixed 16, length-field 0 2 be 0";
@@ -244,7 +244,7 @@ pub enum Decoded {
         consumed: usize,
     },
     /// A whole frame whose payload is yet to be transformed: [`Framer::unpack`] makes what the
-    /// handler gets of it. The rules of [`Decoded::Frame`] apply, before and after.
+    /// handler gets of it. The rules of [`Decoded::Frame`] apply; the maximum is that of the result.
     Packed {
         /// The bytes that [`Framer::unpack`] gets, as a range of the input.
         payload: Range<usize>,
@@ -260,8 +260,8 @@ pub enum Decoded {
 /// A framing of your own: a frame and its length, *more*, or an error.
 ///
 /// Each connection has its own value, which may keep state. It can keep what it has parsed of a
-/// frame, too: [`Conn::framer`](crate::Conn::framer) lends it to the handler. The input always begins at a frame's
-/// first byte, and may hold many frames. It is at most the maximum frame
+/// frame, too: [`Conn::framer`](crate::Conn::framer) lends it to the handler. The input always
+/// begins at a frame's first byte, and may hold many frames. It is at most the maximum frame
 /// ([`ConnConfig::max_frame`](crate::ConnConfig::max_frame)), 16 bytes for header and trailer, and
 /// one read of 64 KiB. Over TLS a record of 16 KiB comes on top. A payload above the maximum, or a
 /// frame above the maximum and 16 bytes, closes the connection as

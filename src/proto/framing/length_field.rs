@@ -169,8 +169,14 @@ impl Shape {
 }
 
 impl Framing {
-    /// Finds values that no connection can work with.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Finds values that no connection can work with. `max`: the maximum payload, if one is set.
+    pub(crate) fn check(&self, max: Option<usize>) -> Result<()> {
+        if let (Self::Fixed(length), Some(max)) = (self, max) {
+            if max < *length as usize {
+                let problem = format!("no frame of the fixed length {length} fits in {max} bytes");
+                return Err(Error::option("conn.max_frame", problem));
+            }
+        }
         Shape::of(self).map_or(Ok(()), Shape::check)
     }
 }

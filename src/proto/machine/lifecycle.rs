@@ -288,8 +288,8 @@ impl Machine {
         self.check_replies();
     }
 
-    /// Commands from before the connection opened are still to be carried out: as a pending reply,
-    /// and [`Machine::end_reply`] does not end it.
+    /// Deferred commands are still to be carried out: as a pending reply, which
+    /// [`Machine::end_reply`] does not end.
     pub(crate) fn await_commands(&mut self, pool: &mut Pool) {
         self.wake(pool).0.ending.set_awaits_commands(true);
     }

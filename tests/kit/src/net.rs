@@ -207,6 +207,19 @@ impl Drop for Place {
     }
 }
 
+/// A server's state that finds out in its destructor whether the server takes jobs: what it takes
+/// then would never be carried out.
+pub struct PostsOnDrop {
+    pub handle: Handle<Self>,
+    pub found: mpsc::Sender<Result<(), portcullis::HandleError>>,
+}
+
+impl Drop for PostsOnDrop {
+    fn drop(&mut self) {
+        let _ = self.found.send(self.handle.post(|_, _| ()));
+    }
+}
+
 /// Waits until `condition` holds; fails after [`PATIENCE`].
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

@@ -188,13 +188,17 @@ fn parameters_that_cannot_work() {
         field(9),
         field(255),
     ] {
-        assert!(framing.check().is_err(), "{framing:?}");
+        assert!(framing.check(None).is_err(), "{framing:?}");
         let mut codec = Codec::new(&framing, None);
         let step = codec.decode(b"abcdefghijklmnop", &mut Buffers::default());
         assert!(matches!(step, Step::Bad(_)), "{framing:?}: {step:?}");
         assert!(codec.encode(b"x", &mut Vec::new()).is_err());
     }
     for width in [1, 2, 3, 4, 8] {
-        assert!(field(width).check().is_ok());
+        assert!(field(width).check(None).is_ok());
+    }
+    // A maximum that no frame fits.
+    for (max, fits) in [(2, false), (3, true), (4, true)] {
+        assert_eq!(Framing::Fixed(3).check(Some(max)).is_ok(), fits, "{max}");
     }
 }
