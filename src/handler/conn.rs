@@ -55,7 +55,7 @@ pub(crate) trait ConnOps<A> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)>;
     fn send(&mut self, id: ConnId, frame: &[u8]) -> Result<(), Box<SendError>>;
     fn send_chunks(&mut self, id: ConnId, payload: &mut [Chunk<'_>]) -> Result<(), Box<SendError>>;
-    fn send_with(&mut self, id: ConnId, write: &mut WriteFrame<'_>) -> Result<(), SendError>;
+    fn send_with(&mut self, id: ConnId, write: &mut WriteFrame<'_>) -> Result<(), Box<SendError>>;
     fn machine_ref(&self, id: ConnId) -> Option<&Machine>;
     /// Schedules a turn of the connection after an operation on it.
     fn touch(&mut self, id: ConnId);

@@ -106,7 +106,8 @@ impl<A> Conn<'_, A> {
     ) -> Result<(), SendError> {
         let mut write = Some(write);
         let mut once = |out: &mut FrameBuf<'_>| write.take().map_or(Ok(()), |write| write(out));
-        self.ops.send_with(self.id, &mut once)
+        let sent = self.ops.send_with(self.id, &mut once);
+        sent.map_err(|error| *error)
     }
 
     /// Sends one frame to each of these connections, this one possibly included. Each takes it as

@@ -6,6 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::close::remove_detached;
+use super::connection::Connection;
 use super::core::Core;
 use super::detached_conns::Receiver;
 use super::inner::Inner;
@@ -50,17 +51,9 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     }
 
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
-        let core = &mut self.core;
-        if core.deferred.refuses_output(id) {
-            return Err(Box::new(SendError::Closed));
-        }
-        let Some((conn, pool)) = core.conns.parts_to_send(id) else {
-            return Err(Box::new(SendError::Closed));
-        };
-        let until = core.early_output_until;
-        let sent = conn.send(&mut core.os, pool, &mut core.now, frame, until);
-        core.touch(id);
-        sent
+        self.send_by(id, |conn, os, pool, now, until| {
+            conn.send(os, pool, now, frame, until)
+        })
     }
 
     fn send_chunks(
@@ -68,35 +61,20 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         id: ConnId,
         payload: &mut [Chunk<'_>],
     ) -> std::result::Result<(), Box<SendError>> {
-        let core = &mut self.core;
-        if core.deferred.refuses_output(id) {
-            return Err(Box::new(SendError::Closed));
-        }
-        let Some((conn, pool)) = core.conns.parts_to_send(id) else {
-            return Err(Box::new(SendError::Closed));
-        };
-        let until = core.early_output_until;
-        let sent = conn.send_chunks(&mut core.os, pool, &mut core.now, payload, until);
-        core.touch(id);
-        sent
+        self.send_by(id, |conn, os, pool, now, until| {
+            conn.send_chunks(os, pool, now, payload, until)
+        })
     }
 
     fn send_with(
         &mut self,
         id: ConnId,
         write: &mut WriteFrame<'_>,
-    ) -> std::result::Result<(), SendError> {
-        let core = &mut self.core;
-        if core.deferred.refuses_output(id) {
-            return Err(SendError::Closed);
-        }
-        let Some((conn, pool)) = core.conns.parts_to_send(id) else {
-            return Err(SendError::Closed);
-        };
-        let until = core.early_output_until;
-        let sent = conn.send_with(&mut core.os, pool, &mut core.now, write, until);
-        core.touch(id);
-        sent
+    ) -> std::result::Result<(), Box<SendError>> {
+        self.send_by(id, |conn, os, pool, now, until| {
+            conn.send_with(os, pool, now, write, until)
+                .map_err(Box::new)
+        })
     }
 
     fn touch(&mut self, id: ConnId) {
@@ -237,6 +215,39 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 }
 
 impl<A, O: Os> Inner<A, O> {
+    /// Sends to a connection, unless it closes behind its messages. The last argument of `send` is
+    /// the number of bytes after which nothing is written before the turn ends.
+    #[inline(always)]
+    fn send_by(
+        &mut self,
+        id: ConnId,
+        send: impl FnOnce(
+            &mut Connection<O::Stream>,
+            &mut O,
+            &mut Pool,
+            &mut Time,
+            u64,
+        ) -> std::result::Result<(), Box<SendError>>,
+    ) -> std::result::Result<(), Box<SendError>> {
+        let core = &mut self.core;
+        if core.deferred.refuses_output(id) {
+            return Err(Box::new(SendError::Closed));
+        }
+        let Core {
+            conns,
+            os,
+            now,
+            early_output_until,
+            ..
+        } = core;
+        let Some((conn, pool)) = conns.parts_to_send(id) else {
+            return Err(Box::new(SendError::Closed));
+        };
+        let sent = send(conn, os, pool, now, *early_output_until);
+        core.touch(id);
+        sent
+    }
+
     /// Begins a connection and gives it its handler. After an error that is dropped, as the options
     /// always are.
     fn begin(

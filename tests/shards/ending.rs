@@ -10,7 +10,7 @@ use kit::net::{
     connect, current_stats, eventually, example, held_by_each, hold, local, ping, read_to_end,
     recv2, send2, tcp, ChildProcess, Echo, PostsOnDrop, PATIENCE,
 };
-use portcullis::{Config, Error, Handle, HandleError, Listen, Server, Shards, Spawned};
+use portcullis::{Config, Error, HandleError, Listen, Server, Shards, Spawned};
 
 fn spawn(count: usize, listen: Listen) -> (Spawned<()>, SocketAddr) {
     let build = move |_, server: &mut Server<()>| {
