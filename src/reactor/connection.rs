@@ -190,7 +190,7 @@ impl<S> Connection<S> {
                         return;
                     }
                 }
-                Err(error) => match self.write_failed(error, false, pool) {
+                Err(error) => match self.write_failed(error, false, *now, pool) {
                     ControlFlow::Continue(()) => break,
                     ControlFlow::Break(()) => return,
                 },
@@ -323,7 +323,7 @@ impl<S> Connection<S> {
         let min_kept = large / KEPT_PART;
         let frame = self.machine.frame(payload, min_kept, *now, pool)?;
         let count = match is_early && length >= large {
-            true => self.write_through(os, pool, &frame),
+            true => self.write_through(os, pool, *now, &frame),
             false => 0,
         };
         self.machine.queue_frame(frame, count, *now, pool);
@@ -378,7 +378,13 @@ impl<S> Connection<S> {
     /// Writes a large frame past the queue, if the queue is empty: at most what the kernel does not
     /// accept is copied. Returns the number of bytes that the kernel took.
     #[cold]
-    fn write_through<I>(&mut self, os: &mut I, pool: &mut Pool, frame: &Frame<'_, '_>) -> usize
+    fn write_through<I>(
+        &mut self,
+        os: &mut I,
+        pool: &mut Pool,
+        now: Time,
+        frame: &Frame<'_, '_>,
+    ) -> usize
     where
         I: StreamOps<Stream = S>,
     {
@@ -397,7 +403,7 @@ impl<S> Connection<S> {
             }
             Err(error) => {
                 // A final error ends the connection in its own turn, as after any other write.
-                let _ = self.write_failed(error, true, pool);
+                let _ = self.write_failed(error, true, now, pool);
                 0
             }
         }
@@ -500,6 +506,7 @@ impl<S> Connection<S> {
         &mut self,
         error: io::Error,
         past_queue: bool,
+        now: Time,
         pool: &mut Pool,
     ) -> ControlFlow<()> {
         match error.kind() {
@@ -510,7 +517,8 @@ impl<S> Connection<S> {
                 self.retry = true;
             }
             _ => {
-                self.machine.handle_write_error(error, past_queue, pool);
+                self.machine
+                    .handle_write_error(error, past_queue, now, pool);
                 // The peer's last bytes may be in the kernel already.
                 self.readable = true;
                 return ControlFlow::Break(());

@@ -113,6 +113,7 @@ impl Machine {
         }
         if self.status.life.is_open() && failed {
             self.fail_tls(pool);
+            self.resume_clocks(now);
         }
     }
 

@@ -299,6 +299,7 @@ impl Machine {
         let closed = Closed::with(reason, error);
         self.status.tls_ended = true;
         self.status.send.relieve();
+        self.resume_clocks(now);
         self.drop_output(pool);
         if self.status.is_ending() {
             self.wake(pool).0.ending.set_loss(closed);
@@ -450,6 +451,7 @@ impl Machine {
         &mut self,
         error: io::Error,
         past_queue: bool,
+        now: Time,
         pool: &mut Pool,
     ) {
         let loses_output = past_queue || self.unsent_app_bytes() > 0;
@@ -469,6 +471,8 @@ impl Machine {
         if loses_output {
             active.ending.lose(closed_by(error), ending);
         }
+        // Output keeps the peer waiting no more.
+        self.resume_clocks(now);
     }
 
     // The kernel's part of the end: its unsent bytes.

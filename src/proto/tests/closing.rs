@@ -309,6 +309,22 @@ fn a_write_error_ends_congestion() {
     assert_eq!(rig.ended(), CloseReason::Reset);
 }
 
+/// Congested in the middle of a frame, then the write fails: the frame's timeout runs on, although nothing is read yet.
+#[test]
+fn a_write_error_ends_the_pause_of_the_clocks() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.receive([0]);
+    let sent = rig.machine.send(&[0; 150], rig.now, &mut rig.pool);
+    assert!(sent.is_ok() && rig.machine.is_congested());
+    let error = io::Error::from_raw_os_error(libc::EPIPE);
+    rig.machine
+        .handle_write_error(error, false, rig.now, &mut rig.pool);
+    assert!(rig.machine.deadline().is_armed());
+    let broken = rig.machine.broken_invariant(1_000, true);
+    assert_eq!(broken, None);
+}
+
 /// Only an empty kernel buffer that is seen after the request counts.
 #[test]
 fn drain_answers_what_has_arrived() {

@@ -610,7 +610,8 @@ fn last_words_that_are_lost_are_the_reason() {
             turn.send(b"bye")?;
             // As a large frame is: written within the callback.
             let error = io::Error::from_raw_os_error(libc::EPIPE);
-            turn.machine.handle_write_error(error, false, turn.pool);
+            turn.machine
+                .handle_write_error(error, false, turn.now, turn.pool);
             assert!(matches!(turn.send(b"more"), Err(SendError::Closed)));
         }
         Ok(())

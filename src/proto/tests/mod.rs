@@ -397,7 +397,7 @@ impl Rig {
                 let error = io::Error::from_raw_os_error(errno);
                 return self
                     .machine
-                    .handle_write_error(error, false, &mut self.pool);
+                    .handle_write_error(error, false, self.now, &mut self.pool);
             }
             let count = bytes.len().min(self.room).min(self.piece);
             if count == 0 {
