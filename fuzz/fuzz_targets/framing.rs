@@ -69,7 +69,7 @@ fuzz_target!(|case: Case| {
         number => (
             number,
             Action::framing(number),
-            usize::from(case.max.max(1)),
+            naive::accepted_max(number, usize::from(case.max.max(1))),
         ),
     };
     let (expected, end) = naive::whole(kind, max, case.bytes);

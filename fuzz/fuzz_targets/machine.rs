@@ -39,7 +39,7 @@ impl Case {
             listen.proxy_protocol = mode;
             listen.trusted_proxies = Some(AccessRules::allow_all());
             let conn = &mut listen.conn;
-            conn.max_frame = Some(usize::from(self.max_frame) + 1);
+            conn.max_frame = Some(self.max());
             conn.low_watermark = low;
             conn.high_watermark = low + more + 1;
             conn.output_limit = low + more + 1 + most;
@@ -49,6 +49,10 @@ impl Case {
             conn.linger_timeout = linger;
             conn.linger_bytes = usize::from(self.linger_bytes);
         })
+    }
+
+    fn max(&self) -> usize {
+        naive::accepted_max(self.framing, usize::from(self.max_frame) + 1)
     }
 
     /// What the peer begins with, before and after the first input.
@@ -76,7 +80,7 @@ impl Case {
 fuzz_target!(|case: Case| {
     let mut model = ConnModel::new(&case.listen()).expect("settings that work");
     let tame = case.is_tame();
-    let max = usize::from(case.max_frame) + 1;
+    let max = case.max();
     let mut underway = Vec::new();
     let mut arrived = 0;
     let [head, tail] = case.header();

@@ -99,7 +99,10 @@ impl Setup {
         listen.socket.backlog = u32::from(!self.backlog);
         listen.evict_silent = self.evicts_silent();
         if let bytes @ 1.. = amount(self.max_frame) {
-            listen.conn.max_frame = Some(bytes);
+            listen.conn.max_frame = Some(match self.framing(which) {
+                Framing::Fixed(length) => bytes.max(length as usize),
+                _ => bytes,
+            });
         }
         if self.refuse[which] % 2 == 1 {
             listen.at_capacity = AtCapacity::Refuse {

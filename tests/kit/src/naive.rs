@@ -1,7 +1,7 @@
 //! The simplest decoder that can be right: everything is there, and nothing is remembered.
 
 use portcullis::sim::Action;
-use portcullis::CloseReason;
+use portcullis::{CloseReason, Framing};
 
 /// What is at the front of the input.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,6 +13,14 @@ pub enum Front<'a> {
     TooLarge,
     /// A length that no frame can have.
     Bad,
+}
+
+/// The maximum payload next to `max` that the framing with this number accepts as an option.
+pub fn accepted_max(framing: u8, max: usize) -> usize {
+    match Action::framing(framing) {
+        Framing::Fixed(length) => max.max(length as usize),
+        _ => max,
+    }
 }
 
 /// What the framing with this number (see `Action::framing`) finds at the front of `bytes`.
