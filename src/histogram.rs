@@ -119,6 +119,10 @@ pub struct Histograms {
     pub frame_size_in: Histogram,
     /// Payloads sent to peers, in bytes.
     pub frame_size_out: Histogram,
+    /// Duration of each iteration without its poll: for so long no other connection is served. In
+    /// microseconds. Time between two calls of [`Server::poll_once`](crate::Server::poll_once) does
+    /// not count.
+    pub iteration_time: Histogram,
 }
 
 impl Histograms {
@@ -128,6 +132,7 @@ impl Histograms {
         self.handshake_time.add(&other.handshake_time);
         self.frame_size_in.add(&other.frame_size_in);
         self.frame_size_out.add(&other.frame_size_out);
+        self.iteration_time.add(&other.iteration_time);
     }
 }
 

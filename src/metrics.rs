@@ -340,6 +340,13 @@ impl Metrics {
                 (0, 24),
                 None,
             ),
+            (
+                "iteration_seconds",
+                "Durations of the loop's iterations, without their polls.",
+                &histograms.iteration_time,
+                (0, 23),
+                Some(MICROSECONDS),
+            ),
         ];
         for (name, help, histogram, range, per_unit) in spreads {
             text.histogram(name, help, histogram, range, per_unit)?;

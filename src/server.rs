@@ -14,6 +14,7 @@ use crate::handler::{Handler, Peer, Service};
 use crate::id::ListenerId;
 use crate::listener_info::ListenerInfo;
 use crate::logs;
+use crate::proto::Time;
 use crate::reactor::os_mio::SharedListenSockets;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
 use crate::reactor::shared_cap::SharedCap;
@@ -154,8 +155,15 @@ impl<A> Server<A> {
         if self.reactor.take_stopped() || self.reactor.ops().drain_report().is_some() {
             return Ok(());
         }
-        while self.poll_once(app, None)? == Turn::Continue {}
-        Ok(())
+        let mut now = self.reactor.now();
+        loop {
+            let (turn, ended) = self.iterate(app, now, None)?;
+            if turn != Turn::Continue {
+                return Ok(());
+            }
+            // The next iteration begins when this one ends: one clock reading for both.
+            now = ended;
+        }
     }
 
     /// Runs a server on a thread of its own. `build` makes it there, with its listeners and the
@@ -243,17 +251,29 @@ impl<A> Server<A> {
     ///
     /// [`Error::Os`] if the poll fails, which no peer can cause.
     pub fn poll_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<Turn> {
+        let now = self.reactor.now();
+        self.iterate(app, now, timeout).map(|(turn, _)| turn)
+    }
+
+    /// Runs one iteration that begins at `now`. Returns when it ended.
+    fn iterate(
+        &mut self,
+        app: &mut A,
+        now: Time,
+        timeout: Option<Duration>,
+    ) -> Result<(Turn, Time)> {
         let over = self.reactor.ops().drain_report().is_some();
         // Once a drain is over there is no event to wait for.
-        self.reactor
-            .iterate(app, if over { Some(Duration::ZERO) } else { timeout })?;
-        Ok(if self.reactor.take_stopped() {
+        let timeout = if over { Some(Duration::ZERO) } else { timeout };
+        let ended = self.reactor.iterate(app, now, timeout)?;
+        let turn = if self.reactor.take_stopped() {
             Turn::Stopped
         } else if self.reactor.ops().drain_report().is_some() {
             Turn::Drained
         } else {
             Turn::Continue
-        })
+        };
+        Ok((turn, ended))
     }
 
     /// Returns the time until the next iteration is due while the descriptor ([`AsFd`]) is not

@@ -46,6 +46,12 @@ impl Time {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// Returns the number of microseconds since `earlier`; 0 if `earlier` is in the future.
+    #[inline]
+    pub(crate) fn micros_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0) / 1000
+    }
+
     /// Returns `self`, or [`Time::NEVER`] if it is the deadline of a timeout of [`FOREVER`].
     #[inline]
     pub(super) fn or_never(self) -> Self {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::histogram::Histogram;
 use crate::id::ConnId;
 use crate::proto::Time;
 
@@ -21,6 +22,8 @@ pub(super) struct Busy {
     turn: Option<(ConnId, Time)>,
     /// When that turn becomes a long one.
     long_from: Time,
+    /// The durations of all iterations, without their polls.
+    pub(super) iteration_times: Histogram,
 }
 
 impl Busy {
@@ -30,6 +33,7 @@ impl Busy {
             iteration: None,
             turn: None,
             long_from: Time::NEVER,
+            iteration_times: Histogram::default(),
         }
     }
 
@@ -48,6 +52,14 @@ impl Busy {
     pub(super) fn begin_turn(&mut self, id: ConnId, now: Time) {
         self.turn = Some((id, now));
         self.long_from = now.after(LONG_TURN);
+    }
+
+    /// Counts the iteration that began when the last poll returned and ends at `now`. Returns `now`.
+    #[inline]
+    pub(super) fn record_iteration(&mut self, now: Time) -> Time {
+        let micros = now.micros_since(self.polled_at);
+        self.iteration_times.record(micros);
+        now
     }
 
     /// An iteration has ended with a poll that began at `polled` and returned at `now`. True if the

@@ -367,6 +367,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
             handshake_time: history.handshake_times.clone(),
             frame_size_in: pool.sizes_in.clone(),
             frame_size_out: pool.sizes_out.clone(),
+            iteration_time: self.core.busy.iteration_times.clone(),
         }
     }
 

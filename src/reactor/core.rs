@@ -37,7 +37,7 @@ pub(crate) struct Core<O: Os> {
     pub(super) os: O,
     /// The time of the running turn. Durations from user code count from [`Core::refresh`].
     pub(super) now: Time,
-    busy: Busy,
+    pub(super) busy: Busy,
     pub(super) config: Config,
     pub(super) stats: Stats,
     pub(super) conns: Connections<O::Stream>,

@@ -188,7 +188,11 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// How long a poll may sleep: nothing is due before, and no event is needed to go on earlier.
     pub(crate) fn next_timeout(&self) -> Option<Duration> {
-        self.sleep_from(self.inner.core.os.now())
+        self.sleep_from(self.now())
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        self.inner.core.os.now()
     }
 
     fn sleep_from(&self, now: Time) -> Option<Duration> {
@@ -202,14 +206,18 @@ impl<A, O: Os> Reactor<A, O> {
         wake.is_armed().then(|| wake.since(now))
     }
 
-    /// One iteration: bounded work, whatever the peers do.
+    /// One iteration: bounded work, whatever the peers do. Returns when it ended.
     ///
-    /// Deadlines expire as of the clock reading *before* the poll, so that input which arrived in
-    /// time is read first.
-    pub(crate) fn iterate(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
+    /// Deadlines expire as of `due`, the clock reading *before* the poll, so that input which
+    /// arrived in time is read first.
+    pub(crate) fn iterate(
+        &mut self,
+        app: &mut A,
+        due: Time,
+        timeout: Option<Duration>,
+    ) -> Result<Time> {
         // A panic may have left the last iteration in the middle of a turn.
         self.inner.core.running = None;
-        let due = self.inner.core.os.now();
         self.poll(due, timeout)?;
         let core = &mut self.inner.core;
         core.begin_iteration(due);
@@ -248,7 +256,7 @@ impl<A, O: Os> Reactor<A, O> {
         if Arc::strong_count(&self.shared) > 1 {
             core.publish();
         }
-        Ok(())
+        Ok(core.busy.record_iteration(core.os.now()))
     }
 
     /// True if something asked `run` to end since the last call.

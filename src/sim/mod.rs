@@ -377,8 +377,9 @@ impl<A> Sim<A> {
     ///
     /// The first invariant that is broken after the iteration.
     pub fn try_step(&mut self) -> std::result::Result<(), Violation> {
+        let now = self.reactor.now();
         self.reactor
-            .iterate(&mut self.app, None)
+            .iterate(&mut self.app, now, None)
             .map_err(|error| Violation(error.to_string()))?;
         if !self.checks {
             return Ok(());

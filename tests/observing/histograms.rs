@@ -128,6 +128,29 @@ fn handshakes_are_timed_where_there_are_any() {
     assert_eq!(sim.stats().opened, 2);
 }
 
+/// From the return of a poll to the end of the iteration: neither the poll nor the time between two
+/// iterations counts.
+#[test]
+fn iterations_are_timed_without_their_polls() {
+    let (mut sim, addr) = world(Config::new(), listen());
+    let client = sim.connect(addr).expect("a listener");
+    sim.advance(Duration::from_secs(100));
+    sim.leap(Duration::from_secs(100));
+    sim.leap_after_poll(Duration::from_secs(100));
+    sim.settle();
+    let work = sim.work();
+    let posted = sim.handle().post(move |_, _| work(Duration::from_secs(1)));
+    assert!(posted.is_ok());
+    sim.send(client, &packet4(&[0]));
+    sim.settle();
+    let times = look(&mut sim).iteration_time;
+    assert_eq!(
+        (times.count(), times.sum()),
+        (sim.stats().iterations, 1_000_000)
+    );
+    assert_eq!(times.quantile(1.0), 1 << 20);
+}
+
 #[cfg(feature = "tls")]
 #[test]
 fn a_tls_handshake_is_timed() {
