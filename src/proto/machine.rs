@@ -246,6 +246,10 @@ impl Machine {
 
     // The state.
 
+    pub(crate) fn config(&self) -> &ConnConfig {
+        &self.limits
+    }
+
     #[inline]
     pub(crate) fn state(&self) -> State {
         self.status.life.state()

@@ -1,6 +1,5 @@
 //! The sending side of a connection: backpressure, its end, and what became of it.
 
-use std::io::IoSlice;
 use std::iter;
 use std::rc::Rc;
 
@@ -98,6 +97,8 @@ pub(crate) struct Frame<'a, 'c> {
     header: usize,
     /// The length of the payload that the handler has sent.
     pub(super) length: usize,
+    /// Bytes at its front that are written, or encrypted.
+    pub(crate) taken: usize,
     /// A longer chunk is kept as it is, if it was given away or is shared.
     min_kept: usize,
 }
@@ -116,30 +117,30 @@ impl<'a, 'c> Frame<'a, 'c> {
             envelope,
             header,
             length,
+            taken: 0,
             min_kept,
         })
     }
 
-    /// Fills `pieces` with all of them, in order; returns how many, and their length.
-    pub(crate) fn pieces<'p>(&'p self, pieces: &mut [IoSlice<'p>; FRAME_PIECES]) -> (usize, usize) {
+    /// Returns the remainder in its pieces: at most [`FRAME_PIECES`].
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         let (header, trailer) = self
             .envelope
             .split_at_checked(self.header)
             .unwrap_or_default();
         let chunks = self.payload.iter().map(Chunk::bytes);
         let all = iter::once(header).chain(chunks).chain([trailer]);
-        let (mut count, mut length) = (0, 0);
-        for (place, piece) in pieces.iter_mut().zip(all.filter(|piece| !piece.is_empty())) {
-            *place = IoSlice::new(piece);
-            (count, length) = (count + 1, length + piece.len());
-        }
-        (count, length)
+        let mut skip = self.taken;
+        all.filter_map(move |piece| {
+            let taken = skip.min(piece.len());
+            skip -= taken;
+            piece.get(taken..).filter(|piece| !piece.is_empty())
+        })
     }
 
-    /// Appends the frame to a queue, from its byte `skip` on.
+    /// Appends the remainder to a queue.
     pub(super) fn queue(
         self,
-        mut skip: usize,
         queue: &mut SendQueue,
         buffers: &mut Buffers,
         all: &Rc<SharedPayloads>,
@@ -148,6 +149,7 @@ impl<'a, 'c> Frame<'a, 'c> {
             payload,
             envelope,
             header,
+            taken: mut skip,
             min_kept,
             ..
         } = self;

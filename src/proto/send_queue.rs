@@ -314,7 +314,8 @@ impl SendQueue {
         count
     }
 
-    fn all_pieces(&self) -> impl Iterator<Item = &[u8]> {
+    /// Returns the pending bytes in their pieces.
+    pub(super) fn all_pieces(&self) -> impl Iterator<Item = &[u8]> {
         let mut copied = self.copied.pending();
         let queue = self.kept.iter().flat_map(|kept| &kept.queue);
         let last = copied
@@ -335,29 +336,6 @@ impl SendQueue {
             all.extend_from_slice(piece);
         }
         all
-    }
-
-    /// Returns the first pending bytes in two pieces. Short pieces are joined in `joint`, up to
-    /// `joint_len` bytes.
-    #[cfg(any(test, feature = "tls"))]
-    pub(super) fn first_two<'a>(
-        &'a self,
-        joint: &'a mut Vec<u8>,
-        joint_len: usize,
-    ) -> (&'a [u8], &'a [u8]) {
-        for mut piece in self.all_pieces() {
-            if joint.is_empty() && piece.len() >= joint_len {
-                return (piece, &[]);
-            }
-            let room = joint_len.saturating_sub(joint.len());
-            let (front, behind) = piece.split_at_checked(room).unwrap_or((piece, &[]));
-            joint.extend_from_slice(front);
-            piece = behind;
-            if joint.len() >= joint_len {
-                return (joint, piece);
-            }
-        }
-        (joint, &[])
     }
 
     /// Removes the first `count` pending bytes.
@@ -452,6 +430,29 @@ impl SendQueue {
     }
 }
 
+/// Returns the first bytes of `pieces` in two pieces. Short pieces are joined in `joint`, up to
+/// `joint_len` bytes.
+#[cfg(any(test, feature = "tls"))]
+pub(super) fn first_two<'a: 'j, 'j>(
+    pieces: impl Iterator<Item = &'a [u8]>,
+    joint: &'j mut Vec<u8>,
+    joint_len: usize,
+) -> [&'j [u8]; 2] {
+    for mut piece in pieces {
+        if joint.is_empty() && piece.len() >= joint_len {
+            return [piece, &[]];
+        }
+        let room = joint_len.saturating_sub(joint.len());
+        let (front, behind) = piece.split_at_checked(room).unwrap_or((piece, &[]));
+        joint.extend_from_slice(front);
+        piece = behind;
+        if joint.len() >= joint_len {
+            return [joint, piece];
+        }
+    }
+    [joint, &[]]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -487,8 +488,7 @@ mod tests {
                 let pending = queue.to_vec();
                 assert_eq!(pending, expected[seen.len()..], "seed {seed}");
                 let mut joint = Vec::new();
-                let (first, second) = queue.first_two(&mut joint, 16);
-                let two = [first, second].concat();
+                let two = first_two(queue.all_pieces(), &mut joint, 16).concat();
                 assert_eq!(two, pending[..two.len()], "seed {seed}");
                 assert_eq!(two.is_empty(), pending.is_empty(), "seed {seed}");
                 seen.extend_from_slice(&pending[..take]);

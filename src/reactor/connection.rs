@@ -321,12 +321,12 @@ impl<S> Connection<S> {
             self.make_room(os, pool, now, length);
         }
         let min_kept = large / KEPT_PART;
-        let frame = self.machine.frame(payload, min_kept, *now, pool)?;
-        let count = match is_early && length >= large {
-            true => self.write_through(os, pool, *now, &frame),
-            false => 0,
-        };
-        self.machine.queue_frame(frame, count, *now, pool);
+        let mut frame = self.machine.frame(payload, min_kept, *now, pool)?;
+        if is_early && length >= large {
+            self.write_through(os, pool, *now, &mut frame);
+            self.encrypt_through(os, pool, now, &mut frame, early_until);
+        }
+        self.machine.queue_frame(frame, *now, pool);
         Ok(())
     }
 
@@ -376,36 +376,60 @@ impl<S> Connection<S> {
     }
 
     /// Writes a large frame past the queue, if the queue is empty: at most what the kernel does not
-    /// accept is copied. Returns the number of bytes that the kernel took.
+    /// accept is copied.
     #[cold]
     fn write_through<I>(
         &mut self,
         os: &mut I,
         pool: &mut Pool,
         now: Time,
-        frame: &Frame<'_, '_>,
-    ) -> usize
-    where
+        frame: &mut Frame<'_, '_>,
+    ) where
         I: StreamOps<Stream = S>,
     {
         let Some(stream) = &mut self.stream else {
-            return 0;
+            return;
         };
         if !self.writable || !self.machine.can_write_through() {
-            return 0;
+            return;
         }
         let mut pieces = [IoSlice::new(&[]); FRAME_PIECES];
-        let (count, length) = frame.pieces(&mut pieces);
+        let (mut count, mut length) = (0, 0);
+        for (place, piece) in pieces.iter_mut().zip(frame.pieces()) {
+            *place = IoSlice::new(piece);
+            (count, length) = (count + 1, length + piece.len());
+        }
         match os.write_pieces(stream, pieces.get(..count).unwrap_or_default()) {
             Ok(count) => {
                 self.writable = count == length;
-                count
+                self.machine.count_written(count, pool);
+                frame.taken += count;
             }
             Err(error) => {
                 // A final error ends the connection in its own turn, as after any other write.
                 let _ = self.write_failed(error, true, now, pool);
-                0
             }
+        }
+    }
+
+    /// As [`Connection::write_through`] over TLS: encrypts from where the payload is.
+    #[cold]
+    fn encrypt_through<I>(
+        &mut self,
+        os: &mut I,
+        pool: &mut Pool,
+        now: &mut Time,
+        frame: &mut Frame<'_, '_>,
+        early_until: u64,
+    ) where
+        I: StreamOps<Stream = S>,
+    {
+        while self.writable && pool.traffic.bytes_out < early_until {
+            match self.machine.encrypt_frame(frame, *now, pool) {
+                0 => return,
+                count => frame.taken += count,
+            }
+            self.write_out(os, pool, now);
         }
     }
 

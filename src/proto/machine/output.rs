@@ -18,6 +18,7 @@ use crate::proto::send::Frame;
 use crate::proto::state::SendError;
 use crate::proto::status::Events;
 use crate::proto::time::Time;
+use crate::proto::tls::Session;
 use crate::proto::ConnConfig;
 use crate::reason::{CloseReason, Closed};
 
@@ -65,13 +66,7 @@ impl Machine {
             ..
         } = self;
         let send_buf = &mut active.get_or_insert_with(|| pool.take_active()).send_buf;
-        // Ciphertext counts, but for the bytes of TLS itself.
-        let encrypted = tls.as_ref().map_or(0, |session| {
-            session
-                .pending()
-                .len()
-                .saturating_sub(session.tls_overhead())
-        });
+        let encrypted = tls.as_deref().map_or(0, Session::pending_app_bytes);
         let elsewhere = send_buf.kept_len() + encrypted;
         let queued = send_buf.copied_len() + elsewhere;
         if !MAY_CONGEST && queued + payload.len() >= limits.high_watermark {
@@ -131,11 +126,10 @@ impl Machine {
         if !self.can_queue() {
             return Err(self.refuse_for_good());
         }
-        let queued = self.unsent_app_bytes();
-        if queued >= self.limits.output_limit {
-            return Err(self.refuse_to_send(queued, now));
+        match self.unsent_app_bytes() {
+            queued if queued >= self.limits.output_limit => Err(self.refuse_to_send(queued, now)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes one frame of `payload`, for [`Machine::queue_frame`]. It keeps longer chunks than
@@ -156,27 +150,44 @@ impl Machine {
         self.only_frames() && self.tls.is_none() && self.parts().send_buf.is_empty()
     }
 
-    /// Queues the remainder of a frame, of which the kernel took `count` bytes.
-    ///
-    /// Drops it if the kernel will take no more for good.
-    pub(crate) fn queue_frame(
-        &mut self,
-        frame: Frame<'_, '_>,
-        count: usize,
-        now: Time,
-        pool: &mut Pool,
-    ) {
+    /// Counts bytes that the kernel took.
+    #[inline(always)]
+    pub(crate) fn count_written(&mut self, count: usize, pool: &mut Pool) {
         self.traffic.bytes_out += count as u64;
         pool.traffic.bytes_out += count as u64;
+    }
+
+    /// Encrypts the front of a frame, unless output is pending. Returns how many bytes it was.
+    pub(crate) fn encrypt_frame(
+        &mut self,
+        frame: &Frame<'_, '_>,
+        now: Time,
+        pool: &mut Pool,
+    ) -> usize {
+        let is_next = self.only_frames() && self.parts().send_buf.is_empty();
+        let encrypted = match &mut self.tls {
+            Some(session) if is_next => session.encrypt_pieces(frame.pieces(), &mut pool.buffers),
+            _ => Ok(0),
+        };
+        encrypted.unwrap_or_else(|error| {
+            self.end_worn_out(error, now, pool);
+            0
+        })
+    }
+
+    /// Queues the remainder of a frame.
+    ///
+    /// Drops it if the kernel takes no more for good, or TLS has ended.
+    pub(crate) fn queue_frame(&mut self, frame: Frame<'_, '_>, now: Time, pool: &mut Pool) {
         self.count_sent(frame.length, pool);
-        if self.write_closed() {
+        if !self.can_queue() {
             return;
         }
         let active = self.active.get_or_insert_with(|| pool.take_active());
         let Pool {
             buffers, shared, ..
         } = pool;
-        frame.queue(count, &mut active.send_buf, buffers, shared);
+        frame.queue(&mut active.send_buf, buffers, shared);
         self.congest_if_high(now);
     }
 
@@ -279,7 +290,7 @@ impl Machine {
         if let (Some(session), Some(active)) = (&mut self.tls, &mut self.active) {
             let encrypted = match active.send_buf.whole() {
                 Some(plain) => session.encrypt([plain, &[]], &mut pool.buffers),
-                None => session.encrypt_pieces(&active.send_buf, &mut pool.buffers),
+                None => session.encrypt_pieces(active.send_buf.all_pieces(), &mut pool.buffers),
             };
             match encrypted {
                 Ok(taken) => active.send_buf.advance(taken),
@@ -339,8 +350,7 @@ impl Machine {
     /// nothing can be left to transmit.
     #[inline(always)]
     pub(crate) fn handle_sent(&mut self, count: usize, now: Time, pool: &mut Pool) -> bool {
-        self.traffic.bytes_out += count as u64;
-        pool.traffic.bytes_out += count as u64;
+        self.count_written(count, pool);
         let all_sent = match (&mut self.tls, &mut self.active) {
             (Some(session), _) => {
                 session.advance(count);
@@ -505,10 +515,6 @@ impl Machine {
     }
 
     // The options of both directions.
-
-    pub(crate) fn config(&self) -> &ConnConfig {
-        &self.limits
-    }
 
     /// Changes the options of an open connection. Clocks that run keep what the peer is behind.
     pub(crate) fn reconfigure(

@@ -3,7 +3,6 @@
 use std::error::Error as StdError;
 
 use super::buffers::{Buffers, SendBuffer};
-use super::send_queue::SendQueue;
 
 #[derive(Debug)]
 pub(super) enum Session {}
@@ -88,9 +87,9 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn encrypt_pieces(
+    pub(super) fn encrypt_pieces<'a>(
         &mut self,
-        _plain: &SendQueue,
+        _plain: impl Iterator<Item = &'a [u8]>,
         _buffers: &mut Buffers,
     ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
         match *self {}
@@ -117,6 +116,10 @@ impl Session {
 
     #[cfg(feature = "sim")]
     pub(super) fn is_compact(&self) -> bool {
+        match *self {}
+    }
+
+    pub(super) fn pending_app_bytes(&self) -> usize {
         match *self {}
     }
 

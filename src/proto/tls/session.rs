@@ -13,7 +13,7 @@ use super::config::TlsConfig;
 use super::drive::{drive, Out, Side, Wish, MAX_PAYLOAD};
 use crate::catch::catch;
 use crate::proto::buffers::{retained, Buffers, SendBuffer};
-use crate::proto::send_queue::SendQueue;
+use crate::proto::send_queue::first_two;
 
 type Failed = Box<dyn StdError + Send + Sync>;
 
@@ -297,17 +297,16 @@ impl Session {
 
     /// As [`Session::encrypt`], for output in several pieces. Short ones are copied into one
     /// record: rustls encrypts from one piece.
-    pub(in crate::proto) fn encrypt_pieces(
+    pub(in crate::proto) fn encrypt_pieces<'a>(
         &mut self,
-        plain: &SendQueue,
+        plain: impl Iterator<Item = &'a [u8]>,
         buffers: &mut Buffers,
     ) -> Result<usize, Failed> {
         if !self.can_encrypt() {
             return Ok(0);
         }
         let mut joint = buffers.take();
-        let (first, second) = plain.first_two(&mut joint, MAX_PAYLOAD);
-        let encrypted = self.encrypt([first, second], buffers);
+        let encrypted = self.encrypt(first_two(plain, &mut joint, MAX_PAYLOAD), buffers);
         buffers.give(joint);
         encrypted
     }
@@ -342,6 +341,12 @@ impl Session {
     #[inline]
     pub(in crate::proto) fn is_idle(&self) -> bool {
         self.recv_buf.is_empty() && self.send_buf.is_empty()
+    }
+
+    /// Returns how many pending bytes are ciphertext of the application's.
+    #[inline]
+    pub(in crate::proto) fn pending_app_bytes(&self) -> usize {
+        self.pending().len().saturating_sub(self.tls_overhead())
     }
 
     /// Returns how many pending bytes are TLS's own. They come first, but for the answer to a key

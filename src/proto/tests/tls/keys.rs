@@ -96,6 +96,43 @@ fn worn_out_keys_end_in_order() {
     }
 }
 
+/// Of a frame during which the keys wear out, nothing stays in the queue of a closing connection.
+#[test]
+fn worn_out_keys_under_a_large_frame_end_in_order() {
+    for version in VERSIONS {
+        let identity = Identity::new();
+        let (server, client) = (short_lived(&identity), identity.client(version));
+        let mut talk = Talk::with(server, client, limits(), Box::new(echo));
+        talk.exchange();
+        let (mut sent, mut heard) = (0, Vec::new());
+        while sent < 10 && talk.rig.is_open() {
+            let rig = &mut talk.rig;
+            let chunks = &mut [Chunk::Borrowed(&[7; 60_000])];
+            let frame = rig.machine.frame(chunks, 8, rig.now, &mut rig.pool);
+            let mut frame = frame.expect("it is open");
+            frame.taken = rig.machine.encrypt_frame(&frame, rig.now, &mut rig.pool);
+            assert_eq!(frame.taken > 0, rig.is_open());
+            rig.machine.queue_frame(frame, rig.now, &mut rig.pool);
+            sent += 1;
+            talk.exchange();
+            heard.extend(talk.heard());
+        }
+        let all = packet2(&[7; 60_000]).repeat(sent);
+        if version == &TLS13 {
+            assert!(sent == 10 && heard == all);
+            continue;
+        }
+        assert!((3..7).contains(&sent), "{sent}");
+        assert!(heard.len() < all.len() && all.starts_with(&heard));
+        assert!(talk.goodbye && talk.rig.fin, "close_notify and FIN");
+        assert_eq!(talk.rig.machine.queued(), 0);
+        talk.rig.receive_fin();
+        let closed = talk.rig.machine.take_closed();
+        assert_eq!(closed.reason, CloseReason::Tls);
+        assert!(closed.to_string().contains("worn out"), "{closed}");
+    }
+}
+
 /// Plaintext of one full record.
 const RECORD: usize = 16 * 1024;
 

@@ -233,6 +233,42 @@ fn large_payloads_in_tiny_writes() {
     }
 }
 
+/// A large frame is encrypted where its payload is: only what does not fit at once is queued.
+#[test]
+fn a_large_frame_is_encrypted_past_the_queue() {
+    for version in VERSIONS {
+        let identity = Identity::new();
+        let limits = ConnConfig {
+            output_limit: 1 << 20,
+            ..limits()
+        };
+        let (server, client) = (identity.server(), identity.client(version));
+        let mut talk = Talk::with(server, client, limits, Box::new(echo));
+        talk.exchange();
+        let payload: Vec<u8> = (0..65_535).map(|at| (at % 251) as u8).collect();
+        for kind in [
+            vec![Chunk::Borrowed(&payload)],
+            vec![
+                Chunk::Borrowed(&payload[..3]),
+                Chunk::Owned(payload[3..].to_vec()),
+            ],
+        ] {
+            let (mut chunks, rig) = (kind, &mut talk.rig);
+            let frame = rig.machine.frame(&mut chunks, 8, rig.now, &mut rig.pool);
+            let mut frame = frame.expect("it may be so long");
+            frame.taken += rig.machine.encrypt_frame(&frame, rig.now, &mut rig.pool);
+            let more = rig.machine.encrypt_frame(&frame, rig.now, &mut rig.pool);
+            assert_eq!(more, 0, "ciphertext is pending");
+            rig.machine.queue_frame(frame, rig.now, &mut rig.pool);
+            assert_eq!(rig.machine.parts().send_buf.len(), 1, "the last byte");
+            rig.act(|turn| turn.send(b"behind").expect("room"));
+            talk.exchange();
+            let expected = [packet2(&payload), packet2("behind")].concat();
+            assert!(talk.heard() == expected, "every byte, once, in order");
+        }
+    }
+}
+
 /// TLS 1.2 closes once the end is reported (RFC 5246 section 7.2.1), also if the handler pauses
 /// there and is resumed from elsewhere.
 #[test]
