@@ -113,7 +113,8 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// Closes as [`Conn::close`] once received bytes, those in the kernel's buffer too, are
-    /// delivered and answered.
+    /// delivered and answered. Waits for [`Conn::release`] after each [`Conn::hold`], and for
+    /// [`Handler::on_flushed`] after [`Conn::notify_flushed`].
     pub fn close_after_input(&mut self) {
         self.change(|machine, _, _| machine.close_after_input());
     }
@@ -355,9 +356,10 @@ impl<'a, A> Conn<'a, A> {
     /// [`ConnConfig::handshake_timeout`](crate::ConnConfig::handshake_timeout) replaces the idle
     /// and frame timeouts. Timers, messages, `on_writable` and `on_drain` go on, and a pause holds
     /// for the later frames. Then comes [`Handler::on_secured`], and the framing begins anew with
-    /// the first byte. A failure closes the connection, with `on_close`, as
-    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), [`NotTls`](crate::CloseReason::NotTls)
-    /// or [`HandshakeTimeout`](crate::CloseReason::HandshakeTimeout). [`Conn::close`] does not wait
+    /// the first byte: a [`Framer`](crate::Framer) is replaced by a new one. A failure closes the
+    /// connection, with `on_close`, as [`TlsHandshake`](crate::CloseReason::TlsHandshake),
+    /// [`NotTls`](crate::CloseReason::NotTls) or
+    /// [`HandshakeTimeout`](crate::CloseReason::HandshakeTimeout). [`Conn::close`] does not wait
     /// for the handshake. Output that it should encrypt is lost then, and the reason is
     /// `TlsHandshake`; without such output the close keeps its own reason.
     ///
@@ -393,7 +395,8 @@ impl<'a, A> Conn<'a, A> {
         };
         let started = machine.start_tls(&config.into(), now, pool);
         self.ops.touch(self.id);
-        started
+        // The last step: the destructor of a framer is foreign code.
+        started.map(drop)
     }
 
     /// Replaces the handler once the running callback has returned. The old one is dropped without

@@ -41,7 +41,8 @@ impl<A> Conn<'_, A> {
         let config = crate::proto::tls::ClientTls::new(config.into(), server_name.as_ref());
         let started = machine.start_tls_client(&config, now, pool);
         self.ops.touch(self.id);
-        started
+        // The last step: the destructor of a framer is foreign code.
+        started.map(drop)
     }
 
     /// Returns whether pending output has reached the high watermark, and not fallen to the low one

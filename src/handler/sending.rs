@@ -145,7 +145,9 @@ impl<A> Conn<'_, A> {
 
     /// Requests one call of [`Handler::on_flushed`], when all that was sent before this call has
     /// left to the kernel. If nothing is pending, that is soon after this callback. Of several
-    /// calls before `on_flushed` the last counts.
+    /// calls before `on_flushed` the last counts. [`Conn::close_after_input`] and the defaults of
+    /// [`Handler::on_finish`] and [`Handler::on_drain`] wait for it, as for a [`Conn::hold`]: an
+    /// answer in pieces is not cut off.
     ///
     /// Without effect once the connection closes, or can send nothing more: then the reason of
     /// [`Handler::on_close`] says whether output was lost. Before an accepted connection is open it

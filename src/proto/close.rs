@@ -50,6 +50,13 @@ impl CloseAfterInput {
         self.0 &= !Self::READ_DRAINED;
     }
 
+    /// All output has left for which the close has waited.
+    pub(super) fn flushed(&mut self, is_eof: bool) {
+        if !is_eof {
+            self.check_again();
+        }
+    }
+
     /// True if a read must find the kernel's buffer empty first.
     #[inline]
     pub(super) fn needs_read(self) -> bool {

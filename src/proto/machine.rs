@@ -452,9 +452,10 @@ impl Machine {
         self.tls.as_ref().map_or(0, |session| session.begun_bytes())
     }
 
-    /// True if the connection closes once the input is answered, and no reply is pending.
+    /// True if the connection closes once the input is answered, and nothing holds it.
     fn closes_when_answered(&self) -> bool {
-        self.status.close.is_requested() && !self.parts().ending.has_pending_replies()
+        let held = || self.parts().ending.has_pending_replies() || self.status.awaits_flush();
+        self.status.close.is_requested() && !held()
     }
 
     /// True if the connection closes by itself once the handler was notified of the peer's end.

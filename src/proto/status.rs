@@ -58,6 +58,12 @@ impl Status {
         self.word() <= u64::from(Life::ORDINARY)
     }
 
+    /// True if the handler is to be notified that output has left, or is about to be.
+    pub(super) fn awaits_flush(self) -> bool {
+        let waits = self.send.awaits_flush() && !self.send.has_failed();
+        waits || self.events.has(Events::FLUSHED)
+    }
+
     /// As [`Status::only_frames`], but that `on_open` is pending.
     #[inline]
     pub(super) fn only_opened(mut self) -> bool {

@@ -4,13 +4,14 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kit::net::{connect, local, packet2, packet4, spawn};
 use kit::script::connect_narrow;
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{
-    CloseReason, Config, Conn, ConnId, Context, Decoded, FrameBuf, FrameError, Framer, Framing,
-    Handler, Listen, Outcome, SendError, Server,
+    CloseReason, Closed, Config, Conn, ConnId, Context, Decoded, FrameBuf, FrameError, Framer,
+    Framing, Handler, Listen, Outcome, SendError, Server,
 };
 
 /// Remembers who is there, and answers nothing.
@@ -440,4 +441,61 @@ fn a_handler_is_notified_once_its_output_has_left() {
     assert_eq!(notified("ab.!", 500), (0, vec![('f', 2000)]));
     assert_eq!(notified("ab.x", 500).0, 0);
     assert!(notified("ab.x", 500).1.iter().all(|&(call, _)| call == 'c'));
+}
+
+/// Sends so many pieces, each once the one before has left.
+struct Pieces(u8);
+
+impl Pieces {
+    fn send_next(&mut self, cx: &mut Context<'_, Vec<CloseReason>>) -> Outcome {
+        if self.0 > 0 {
+            self.0 -= 1;
+            cx.conn.send([b'x'; 1000])?;
+            cx.conn.notify_flushed();
+        }
+        Ok(())
+    }
+}
+
+impl Handler<Vec<CloseReason>> for Pieces {
+    fn on_frame(&mut self, cx: &mut Context<'_, Vec<CloseReason>>, _: &[u8]) -> Outcome {
+        self.send_next(cx)
+    }
+
+    fn on_flushed(&mut self, cx: &mut Context<'_, Vec<CloseReason>>) -> Outcome {
+        self.send_next(cx)
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Vec<CloseReason>>, closed: &Closed) {
+        cx.app.push(closed.reason);
+    }
+}
+
+/// Neither a client that has finished sending nor a drain cuts it off.
+#[test]
+fn an_answer_in_pieces_is_whole_before_the_connection_closes_by_itself() {
+    for (drains, buffer) in [(false, 300), (true, 300), (false, 100_000), (true, 100_000)] {
+        let mut sim = Sim::new(1, Config::new(), Vec::new());
+        let listen = Listen::tcp("127.0.0.1:0", Framing::Raw);
+        let addr = sim.listen(listen, |_: &mut Vec<CloseReason>, _| Pieces(5));
+        let client = sim.connect(addr.expect("listen")).expect("it listens");
+        sim.set_send_buffer(client, buffer);
+        sim.settle();
+        sim.send(client, b"go");
+        if drains {
+            sim.step();
+            sim.control().drain(Duration::from_secs(10));
+        } else {
+            sim.finish(client);
+        }
+        sim.advance(Duration::from_secs(1));
+        assert_eq!(sim.received(client).len(), 5000, "{drains} {buffer}");
+        let reason = match drains {
+            true => CloseReason::Drained,
+            false => CloseReason::Finished,
+        };
+        sim.finish(client);
+        sim.advance(Duration::from_secs(1));
+        assert_eq!(*sim.app(), [reason]);
+    }
 }

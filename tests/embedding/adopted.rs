@@ -13,7 +13,7 @@ use kit::net::{
 };
 use portcullis::{
     Addr, Close, CloseReason, Closed, Config, ConnId, Connect, Context, Control, Detached, Error,
-    Framing, Handler, Outcome, Server,
+    Framing, Handler, Message, Outcome, Server,
 };
 
 #[derive(Default)]
@@ -128,6 +128,40 @@ fn a_socket_whose_peer_has_gone_ends_at_once() {
     let (server, id) = serving(ours);
     server.until("its end", |stats| stats.open == 0);
     server.ask(move |app, _| assert_eq!((&*app.opened, app.closed.len()), (&[id][..], 1)));
+}
+
+/// Gives itself a message for each frame.
+struct Noting;
+
+impl Handler<Vec<String>> for Noting {
+    fn on_frame(&mut self, cx: &mut Context<'_, Vec<String>>, _: &[u8]) -> Outcome {
+        cx.conn.notify(())?;
+        Ok(())
+    }
+
+    fn on_message(&mut self, cx: &mut Context<'_, Vec<String>>, _: Message) -> Outcome {
+        cx.app.push("message".to_owned());
+        Ok(())
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Vec<String>>, closed: &Closed) {
+        cx.app.push(closed.to_string());
+    }
+}
+
+/// A Unix peer that has closed looks like one that is gone, and has ended in order all the same.
+#[test]
+fn messages_come_before_the_end_of_a_peer_that_has_closed() {
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+    theirs.write_all(&packet2(b"last")).expect("sent");
+    drop(theirs);
+    let mut server = Server::new(Config::new()).expect("a server");
+    let adopted = server.control().adopt(ours, packets(), Noting);
+    assert!(adopted.is_ok());
+    let mut seen = Vec::new();
+    turns_until(&mut server, &mut seen, |_, seen| seen.len() == 2);
+    assert_eq!(seen, ["message", "peer finished"]);
+    assert_eq!(server.control().stats().undeliverable, 0);
 }
 
 #[track_caller]

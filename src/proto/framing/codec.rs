@@ -5,8 +5,12 @@ mod encode;
 use std::fmt;
 use std::io::BufRead;
 use std::ops::Range;
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 
 use super::super::buffers::Buffers;
+#[cfg(feature = "tls")]
+use super::framer::MakeFramer;
 use super::framer::{AnyFramer, Framing};
 use super::length_field::{Shape, Shaped};
 use super::step::{EncodeError, Step, DEFAULT_MAX_LONG};
@@ -51,6 +55,8 @@ pub(super) enum Found {
 
 /// The user's framing.
 pub(in crate::proto) struct Custom {
+    #[cfg(feature = "tls")]
+    pub(super) make: Arc<MakeFramer>,
     pub(super) framer: Box<dyn AnyFramer>,
     pub(super) max: usize,
     /// Shorter input contains no whole frame; at least 1.
@@ -138,7 +144,7 @@ impl Codec {
             Framing::Line => Kind::Delimited(b'\n'),
             Framing::Delimited(byte) => Kind::Delimited(*byte),
             Framing::Custom(make) => {
-                let custom = Custom::new(make(), max.unwrap_or(DEFAULT_MAX));
+                let custom = Custom::new(make, max.unwrap_or(DEFAULT_MAX));
                 return Self::Custom(Box::new(custom));
             }
         };
@@ -250,14 +256,15 @@ impl Codec {
         }
     }
 
-    /// The next input is not that of the last call.
-    pub(in crate::proto) fn restart(&mut self) {
+    /// Returns the same framing for another stream of bytes, with a framer of its own.
+    #[cfg(feature = "tls")]
+    pub(in crate::proto) fn renewed(&self) -> Self {
         match self {
-            Self::BuiltIn(cutter) => cutter.seen = 0,
-            Self::Shaped(_) => {}
+            Self::BuiltIn(cutter) => Self::BuiltIn(Cutter { seen: 0, ..*cutter }),
+            Self::Shaped(shaped) => Self::Shaped(shaped.clone()),
             Self::Custom(custom) => {
-                custom.seen = 1;
-                custom.found = None;
+                let custom = Custom::new(&custom.make, custom.max);
+                Self::Custom(Box::new(custom))
             }
         }
     }

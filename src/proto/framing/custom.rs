@@ -1,16 +1,19 @@
 //! Frames by the user's own rule: what a [`Framer`](super::Framer) returns is checked here.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::super::buffers::Buffers;
 use super::codec::{Custom, Found};
-use super::framer::{AnyFramer, Decoded, FrameBuf, FrameError};
+use super::framer::{Decoded, FrameBuf, FrameError, MakeFramer};
 use super::step::Step;
 
 impl Custom {
-    pub(super) fn new(framer: Box<dyn AnyFramer>, max: usize) -> Self {
+    pub(super) fn new(make: &Arc<MakeFramer>, max: usize) -> Self {
         Self {
-            framer,
+            #[cfg(feature = "tls")]
+            make: Arc::clone(make),
+            framer: make(),
             max,
             seen: 1,
             found: None,

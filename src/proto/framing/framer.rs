@@ -69,7 +69,7 @@ pub enum Framing {
     Custom(Arc<MakeFramer>),
 }
 
-type MakeFramer = dyn Fn() -> Box<dyn AnyFramer> + Send + Sync;
+pub(super) type MakeFramer = dyn Fn() -> Box<dyn AnyFramer> + Send + Sync;
 
 /// A framer whose type can be found out again.
 pub trait AnyFramer: Framer {

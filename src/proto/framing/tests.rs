@@ -3,7 +3,6 @@
 mod erlang;
 mod length_field;
 
-use super::codec::Custom;
 use super::*;
 use crate::proto::buffers::Buffers;
 use crate::sim::Random;
@@ -276,13 +275,13 @@ fn a_line_is_searched_once() {
 /// A framer that needs a number of bytes is not called before they have arrived.
 #[test]
 fn a_need_delays_the_next_call() {
-    use std::cell::Cell;
-    use std::rc::Rc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::sync::Arc;
 
-    struct Counting(Rc<Cell<usize>>);
+    struct Counting(Arc<AtomicUsize>);
     impl Framer for Counting {
         fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
-            self.0.set(self.0.get() + 1);
+            self.0.fetch_add(1, Relaxed);
             Ok(match input.len() {
                 ..100 => Decoded::Need(100),
                 _ => Decoded::Frame {
@@ -292,16 +291,17 @@ fn a_need_delays_the_next_call() {
             })
         }
     }
-    let asked = Rc::new(Cell::new(0));
-    let framer = Box::new(Counting(Rc::clone(&asked)));
-    let mut codec = Codec::Custom(Box::new(Custom::new(framer, 1000)));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let framing = Framing::custom(move || Counting(Arc::clone(&counter)));
+    let mut codec = Codec::new(&framing, Some(1000));
     for length in 0..100 {
         assert!(matches!(
             codec.decode(&vec![0; length], &mut Buffers::default()),
             Step::More
         ));
     }
-    assert_eq!(asked.get(), 1);
+    assert_eq!(asked.load(Relaxed), 1);
     assert!(matches!(
         codec.decode(&[0; 100], &mut Buffers::default()),
         Step::Frame { .. }
@@ -310,7 +310,7 @@ fn a_need_delays_the_next_call() {
         codec.decode(&[0; 1], &mut Buffers::default()),
         Step::More
     ));
-    assert_eq!(asked.get(), 3, "the next frame is asked for anew");
+    assert_eq!(asked.load(Relaxed), 3, "the next frame is asked for anew");
 }
 
 #[test]

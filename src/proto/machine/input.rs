@@ -334,6 +334,7 @@ impl Machine {
         } else if self.status.events.take(Events::WRITABLE) {
             Event::Writable
         } else if self.status.events.take(Events::FLUSHED) {
+            self.status.close.flushed(self.status.recv.is_eof());
             Event::Flushed
         } else if !self.status.life.is_open() || self.is_paused() {
             return ControlFlow::Break(None);
@@ -476,7 +477,9 @@ impl Machine {
     pub(crate) fn wants_error(&self) -> bool {
         // Behind our own FIN a write fails in any case.
         let asks = self.is_input_over() && !self.status.send.has_sent_fin();
-        self.status.life.is_open() && asks && self.parts().recv_buf.is_empty()
+        let ends = self.status.recv.is_end_reported() && self.closes_when_finished();
+        let goes_on = !ends && !self.parts().ending.awaits_commands();
+        self.status.life.is_open() && asks && goes_on && self.parts().recv_buf.is_empty()
     }
 
     /// True if a paused connection may be read to find the peer's end: nothing waits to be

@@ -115,18 +115,18 @@ impl Machine {
     /// Applies at once to what is sent, and to input once the running callback has returned. What
     /// was sent before goes out in the clear, in front of the handshake. Bytes behind the last
     /// frame begin the handshake or fail it, and are never a frame: they may be injected
-    /// (CVE-2011-0411).
+    /// (CVE-2011-0411). Returns the rule of the frames before, which may be a framer of the user's.
     #[cfg(feature = "tls")]
     pub(crate) fn start_tls(
         &mut self,
         config: &TlsConfig,
         now: Time,
         pool: &mut Pool,
-    ) -> crate::Result<()> {
-        self.check_start_tls()?;
+    ) -> crate::Result<impl Sized> {
+        let codec = self.codec_behind_tls()?;
         let session = Session::behind(config, self.take_output());
         self.begin_handshake(session, now, pool);
-        Ok(())
+        Ok(std::mem::replace(&mut self.codec, codec))
     }
 
     /// As [`Machine::start_tls`], as the client of the handshake.
@@ -136,17 +136,18 @@ impl Machine {
         config: &ClientTls,
         now: Time,
         pool: &mut Pool,
-    ) -> crate::Result<()> {
-        self.check_start_tls()?;
+    ) -> crate::Result<impl Sized> {
+        let codec = self.codec_behind_tls()?;
         match Session::client(config, self.take_output(), &mut pool.buffers) {
             Ok(session) => self.begin_handshake(session, now, pool),
             Err(error) => self.end_without_handshake(error, pool),
         }
-        Ok(())
+        Ok(std::mem::replace(&mut self.codec, codec))
     }
 
+    /// Returns the rule of the frames behind a handshake: nothing that came in the clear counts.
     #[cfg(feature = "tls")]
-    fn check_start_tls(&self) -> crate::Result<()> {
+    fn codec_behind_tls(&self) -> crate::Result<super::Codec> {
         if self.tls.is_some() {
             return Err(crate::Error::ConnState("the connection speaks TLS already"));
         }
@@ -155,7 +156,7 @@ impl Machine {
         if !self.status.life.stays_open() || finished || self.write_closed() {
             return Err(crate::Error::no_handshake());
         }
-        Ok(())
+        Ok(self.codec.renewed())
     }
 
     #[cfg(feature = "tls")]
@@ -167,7 +168,6 @@ impl Machine {
         self.tls = Some(Box::new(session));
         self.status.life.enter(Phase::Handshaking);
         self.status.recv.clear_frames_buffered();
-        self.codec.restart();
         let until = now.after(self.limits.handshake_timeout);
         self.wake(pool).0.deadlines.begin_handshake(until);
     }

@@ -405,7 +405,7 @@ impl Machine {
     /// True if the handler is to be notified, or is about to be.
     #[cfg(feature = "sim")]
     pub(crate) fn awaits_flush(&self) -> bool {
-        self.status.send.awaits_flush() || self.status.events.has(Events::FLUSHED)
+        self.status.awaits_flush()
     }
 
     fn note_flushed(&mut self) {

@@ -19,7 +19,9 @@ fn upgrading(config: ServerConfig) -> Script {
 }
 
 fn start_tls(turn: &mut Turn<'_>, config: &TlsConfig) -> Result<()> {
-    turn.machine.start_tls(config, turn.now, turn.pool)
+    turn.machine
+        .start_tls(config, turn.now, turn.pool)
+        .map(drop)
 }
 
 impl Talk {
@@ -462,6 +464,57 @@ fn the_framing_begins_anew() {
         [frame("starttls"), Seen::Secured, frame("a line\n")]
     );
     assert_eq!(talk.heard(), b"a line\n");
+}
+
+/// What no handshake contains by chance.
+const END: &[u8] = b"<the end>";
+
+/// Frames that end with [`END`]. Notes how far it has scanned the input.
+#[derive(Default)]
+struct Scanning {
+    scanned: usize,
+}
+
+impl Framer for Scanning {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        let new = input.get(self.scanned..).expect("as long as before");
+        let Some(at) = new.windows(END.len()).position(|piece| piece == END) else {
+            self.scanned = (input.len() + 1).saturating_sub(END.len());
+            return Ok(Decoded::More);
+        };
+        let end = std::mem::take(&mut self.scanned) + at;
+        Ok(Decoded::Frame {
+            payload: 0..end,
+            consumed: end + END.len(),
+        })
+    }
+
+    fn trailer(&mut self, out: &mut FrameBuf<'_>) {
+        out.put(END);
+    }
+}
+
+/// RFC 3207: knowledge from before the handshake is discarded, a framer's too.
+#[test]
+fn a_framer_does_not_outlive_the_clear_text() {
+    for version in VERSIONS {
+        let identity = Identity::new();
+        let config = TlsConfig::from(identity.server());
+        let mut talk = Talk::plain_with(identity.client(version), limits(), Box::new(echo));
+        talk.rig = Rig::open_with(&Framing::custom(Scanning::default), limits(), echo);
+        // The handshake's first bytes are scanned before the handler upgrades.
+        let hello = talk.client_bytes();
+        talk.rig.receive(hello);
+        talk.rig.act(|turn| start_tls(turn, &config).expect("open"));
+        talk.exchange();
+        let words = [b"one", END, b"two", END].concat();
+        talk.say(&words);
+        talk.exchange();
+        let mut events = talk.rig.events();
+        events.retain(|event| *event != Seen::Writable);
+        assert_eq!(events, [Seen::Secured, frame("one"), frame("two")]);
+        assert_eq!(talk.heard(), words);
+    }
 }
 
 #[test]
