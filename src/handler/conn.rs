@@ -192,7 +192,8 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// Ends this connection as if a callback of its own had returned `close`: with a cause, for its
-    /// [`Handler::on_close`], the log and the recent closes. Without effect once it closes.
+    /// [`Handler::on_close`], the log and the recent closes, and with a label for the metrics
+    /// ([`Close::labelled`]). Without effect once it closes.
     ///
     /// Messages of [`Conn::notify`] from before are delivered first, and their handler may answer
     /// them. No more frames are delivered, and [`Conn::send`] fails elsewhere.
@@ -202,7 +203,7 @@ impl<'a, A> Conn<'a, A> {
     /// /// An MQTT client has connected again: its older connection ends.
     /// fn take_over(cx: &mut Context<'_>, older: ConnId) {
     ///     if let Some(mut older) = cx.conn.peer(older) {
-    ///         older.end(Close::because("the session was taken over"));
+    ///         older.end(Close::because("the session was taken over").labelled("taken_over"));
     ///     }
     /// }
     /// ```
