@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Control, ControlOps, Handler, Message};
+use super::{into_message, Control, ControlOps, Handler, Message};
 use crate::addr::{Addr, Credentials};
 use crate::config::Connect;
 use crate::detached::Detached;
@@ -158,6 +158,8 @@ impl<'a, A> Conn<'a, A> {
     /// [`Conn::detach`], a kill, a panic or the peer's failure may come first. An undelivered
     /// message is dropped and counted in [`Stats::undeliverable`](crate::Stats::undeliverable).
     ///
+    /// A [`Message`] that `on_message` passes on arrives as it is, not in another box.
+    ///
     /// ```
     /// # use std::rc::Rc;
     /// # use portcullis::{ConnId, Context, Handler, Message, Outcome};
@@ -188,7 +190,7 @@ impl<'a, A> Conn<'a, A> {
     /// [`Config::queue_limits`](crate::Config::queue_limits), which the undelivered messages of all
     /// connections share. The message is dropped.
     pub fn notify(&mut self, message: impl Any) -> Result<(), crate::HandleError> {
-        self.ops.notify(self.id, Box::new(message))
+        self.ops.notify(self.id, into_message(message))
     }
 
     /// Ends this connection as if a callback of its own had returned `close`: with a cause, for its
