@@ -2,6 +2,7 @@
 
 mod socket;
 
+use std::any::Any;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -54,7 +55,9 @@ pub struct Place {
 }
 
 /// A connection's share of a cap, given back on drop.
-pub(crate) trait Permit: fmt::Debug + Send + Sync {}
+pub(crate) trait Permit: fmt::Debug + Send + Sync {
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
 
 /// Slots that were given back and that the server has not taken yet.
 pub(crate) struct Released {
@@ -84,6 +87,13 @@ impl Released {
 impl fmt::Debug for Released {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Released").finish_non_exhaustive()
+    }
+}
+
+impl Place {
+    /// Gives the slot back, but not the permit.
+    pub(crate) fn into_permit(mut self) -> Option<Box<dyn Permit>> {
+        self.permit.take()
     }
 }
 

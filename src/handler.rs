@@ -28,6 +28,15 @@ pub use sending::Broadcast;
 /// handler: see [`Handler::on_message`].
 pub type Message = Box<dyn Any>;
 
+/// Makes a message, unless it is one already, which is passed on as it is.
+fn into_message(message: impl Any) -> Message {
+    let message: Message = Box::new(message);
+    match message.downcast::<Message>() {
+        Ok(passed_on) => *passed_on,
+        Err(message) => message,
+    }
+}
+
 /// One connection's protocol: the reactions to its frames and events.
 ///
 /// `A` is the application's state, owned by the caller of [`Server::run`](crate::Server::run) and

@@ -185,14 +185,15 @@ impl Metrics {
         text.family(
             "closed_total",
             "counter",
-            "Connections that have ended, by reason.",
+            "Connections that have ended, by reason, and by the label of the close if it has one.",
         )?;
         for &reason in CloseReason::ALL {
-            text.sample(
-                "closed_total",
-                &[("reason", reason.name())],
-                stats.closed(reason),
-            )?;
+            let labels = [("reason", reason.name())];
+            text.sample("closed_total", &labels, stats.closed_unlabelled(reason))?;
+            for (cause, count) in stats.closed_labels(reason) {
+                let labels = [("reason", reason.name()), ("cause", cause)];
+                text.sample("closed_total", &labels, count)?;
+            }
         }
         Ok(())
     }
@@ -252,15 +253,22 @@ impl Metrics {
         text.family(
             "listener_closed_total",
             "counter",
-            "Connections of a listener that have ended, by the reasons that occurred.",
+            "Connections of a listener that have ended, by the reasons and labels that occurred.",
         )?;
         for listener in &self.listeners {
-            for (reason, count) in listener.closed.by_reason() {
-                let labels = [
+            for &reason in CloseReason::ALL {
+                let [name, reason_name] = [
                     ("listener", listener.name.as_str()),
                     ("reason", reason.name()),
                 ];
-                text.sample("listener_closed_total", &labels, count)?;
+                let unlabelled = listener.closed.unlabelled(reason);
+                if unlabelled > 0 {
+                    text.sample("listener_closed_total", &[name, reason_name], unlabelled)?;
+                }
+                for (cause, count) in listener.closed.labels(reason) {
+                    let labels = [name, reason_name, ("cause", cause)];
+                    text.sample("listener_closed_total", &labels, count)?;
+                }
             }
         }
         text.family(

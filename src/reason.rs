@@ -187,6 +187,8 @@ pub struct Closed {
     /// the PROXY header. If earlier output is lost, the loss becomes the reason
     /// ([`CloseReason::WriteTimeout`] and its like), and the error stays.
     pub error: Option<Box<dyn StdError + Send + Sync>>,
+    /// The label of the [`Close`], if it has one ([`Close::labelled`]). It stays as the error does.
+    pub label: Option<&'static str>,
 }
 
 impl Closed {
@@ -199,6 +201,7 @@ impl Closed {
         Self {
             reason,
             error: None,
+            label: None,
         }
     }
 
@@ -209,18 +212,32 @@ impl Closed {
         Self {
             reason,
             error: Some(error.into()),
+            label: None,
         }
     }
 }
 
-/// The reason and the text of the error. Control characters are escaped and at most 1 KiB is
-/// printed, because a peer may have chosen the text.
+/// The reason, the label in parentheses, and the text of the error. Control characters are escaped
+/// and at most 1 KiB is printed, because a peer may have chosen the text.
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_reason(f, self.reason, self.label)?;
         match &self.error {
-            Some(error) => write!(f, "{}: {}", self.reason, Escaped::new(error)),
-            None => self.reason.fmt(f),
+            Some(error) => write!(f, ": {}", Escaped::new(error)),
+            None => Ok(()),
         }
+    }
+}
+
+/// Writes the reason, and the label in parentheses.
+pub(crate) fn write_reason(
+    f: &mut fmt::Formatter<'_>,
+    reason: CloseReason,
+    label: Option<&str>,
+) -> fmt::Result {
+    match label {
+        Some(label) => write!(f, "{reason} ({})", Escaped::new(label)),
+        None => write!(f, "{reason}"),
     }
 }
 
@@ -283,6 +300,34 @@ impl Close {
             abort: false,
         }
     }
+
+    /// Adds a label: a short name of the cause, such as `taken_over`. [`Closed::label`] is that
+    /// label, [`RecentClose::label`](crate::RecentClose::label) too, and the log has it.
+    /// [`Metrics`](crate::Metrics) count each label apart, with `cause="taken_over"` beside the
+    /// reason.
+    ///
+    /// Use few labels. A server counts its first 32, as does each listener, and all others as
+    /// `other`. An empty label is none.
+    ///
+    /// ```
+    /// use portcullis::{Close, Context, Handler, Outcome};
+    ///
+    /// struct Session;
+    /// impl Handler for Session {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    ///         let name = std::str::from_utf8(frame)
+    ///             .map_err(|error| Close::because(error).labelled("bad_name"))?;
+    ///         if name == "guest" {
+    ///             return Err(Close::because("guests are not served").labelled("not_authorised"));
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    pub fn labelled(mut self, label: &'static str) -> Self {
+        self.closed.label = Some(label).filter(|label| !label.is_empty());
+        self
+    }
 }
 
 impl<E: StdError + Send + Sync + 'static> From<E> for Close {
@@ -324,6 +369,18 @@ mod tests {
         assert!(!close.abort);
         let cause = close.closed.error.expect("the error");
         assert!(cause.downcast_ref::<std::io::Error>().is_some());
+    }
+
+    #[test]
+    fn a_label_stands_between_the_reason_and_the_error() {
+        let close = Close::because("seen elsewhere").labelled("taken_over");
+        let text = close.closed.to_string();
+        assert_eq!(text, "handler failed (taken_over): seen elsewhere");
+        let close = Close::new().labelled("quit\n\u{1b}");
+        let text = close.closed.to_string();
+        assert_eq!(text, r"closed by handler (quit\n\u{1b})");
+        let close = Close::abort().labelled("").closed;
+        assert_eq!((close.label, close.reason), (None, CloseReason::Aborted));
     }
 
     /// An application passes them to its own threads, and to its own error types.

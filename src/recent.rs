@@ -7,7 +7,7 @@ use crate::addr::Addr;
 use crate::escape::Escaped;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::Traffic;
-use crate::reason::CloseReason;
+use crate::reason::{write_reason, CloseReason};
 
 /// Limit on the remembered bytes of an error's text.
 const MAX_TEXT: usize = 256;
@@ -30,6 +30,8 @@ pub struct RecentClose {
     /// The text of the error behind it, if there is one: on one line, with control characters
     /// escaped, at most 256 bytes.
     pub error: Option<Box<str>>,
+    /// The label of the close, if it has one ([`Close::labelled`](crate::Close::labelled)).
+    pub label: Option<&'static str>,
     /// Time from accept to the end, or from the request of an outgoing connection; zero for a
     /// client that was refused.
     pub age: Duration,
@@ -50,14 +52,14 @@ impl fmt::Display for RecentClose {
         }
         write!(
             f,
-            " after {:.1?}, {} bytes and {} frames in, {} bytes and {} frames out: {}",
+            " after {:.1?}, {} bytes and {} frames in, {} bytes and {} frames out: ",
             self.age,
             self.traffic.bytes_in,
             self.traffic.frames_in,
             self.traffic.bytes_out,
-            self.traffic.frames_out,
-            self.reason
+            self.traffic.frames_out
         )?;
+        write_reason(f, self.reason, self.label)?;
         match &self.error {
             Some(error) => write!(f, ": {error}"),
             None => Ok(()),

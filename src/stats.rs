@@ -1,7 +1,15 @@
 //! Counters, and their snapshot.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use crate::proto::Traffic;
-use crate::reason::CloseReason;
+use crate::reason::{CloseReason, Closed};
+
+/// Labels of closes that are counted apart.
+const MAX_LABELS: usize = 32;
+/// The label of all further ones.
+const OTHER_LABEL: &str = "other";
 
 /// A server's counters since its start, at one moment. [`Control::stats`](crate::Control::stats)
 /// reads them now, [`Handle::stats`](crate::Handle::stats) as of the end of each server's last
@@ -62,6 +70,17 @@ impl Stats {
         self.closed.of(reason)
     }
 
+    /// Returns the labels ([`Close::labelled`](crate::Close::labelled)) of connections that ended
+    /// for this reason, each with their number. [`Stats::closed`] includes them.
+    ///
+    /// A server counts its first 32 labels, and all others as `other`.
+    pub fn closed_labels(
+        &self,
+        reason: CloseReason,
+    ) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.closed.labels(reason)
+    }
+
     /// Returns the number of connections that have ended.
     pub fn closed_total(&self) -> u64 {
         self.closed.total()
@@ -106,46 +125,104 @@ impl Stats {
         self.closed.add(closed);
     }
 
-    pub(crate) fn count_closed(&mut self, reason: CloseReason) {
-        self.closed.count(reason);
+    pub(crate) fn count_closed(&mut self, closed: &Closed) {
+        self.closed.count(closed);
+    }
+
+    /// Returns the number of connections that ended for this reason without a label.
+    pub(crate) fn closed_unlabelled(&self, reason: CloseReason) -> u64 {
+        self.closed.unlabelled(reason)
     }
 }
 
 /// A counter for each reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ClosedCounts([u64; CloseReason::COUNT]);
+struct ReasonCounts([u64; CloseReason::COUNT]);
 
-impl Default for ClosedCounts {
+impl Default for ReasonCounts {
     fn default() -> Self {
         Self([0; CloseReason::COUNT])
     }
 }
 
-impl ClosedCounts {
-    pub(crate) fn of(&self, reason: CloseReason) -> u64 {
+impl ReasonCounts {
+    fn of(&self, reason: CloseReason) -> u64 {
         self.0.get(reason.index()).copied().unwrap_or(0)
     }
 
-    pub(crate) fn total(&self) -> u64 {
-        self.0.iter().sum()
-    }
-
-    pub(crate) fn by_reason(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
-        CloseReason::ALL
-            .iter()
-            .map(|&reason| (reason, self.of(reason)))
-            .filter(|&(_, count)| count > 0)
-    }
-
-    pub(crate) fn count(&mut self, reason: CloseReason) {
+    fn count(&mut self, reason: CloseReason) {
         if let Some(count) = self.0.get_mut(reason.index()) {
             *count += 1;
         }
     }
 
-    pub(crate) fn add(&mut self, other: &Self) {
+    fn add(&mut self, other: &Self) {
         for (sum, count) in self.0.iter_mut().zip(&other.0) {
             *sum += count;
+        }
+    }
+}
+
+/// The ends of connections, by reason and label.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ClosedCounts {
+    /// All, with a label or without.
+    all: ReasonCounts,
+    /// Those with a label. Shared with published statistics: a server publishes often, and labelled
+    /// connections seldom end.
+    labelled: Option<Arc<BTreeMap<&'static str, ReasonCounts>>>,
+}
+
+impl ClosedCounts {
+    pub(crate) fn of(&self, reason: CloseReason) -> u64 {
+        self.all.of(reason)
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.all.0.iter().sum()
+    }
+
+    /// Returns the labels of this reason, each with its count.
+    pub(crate) fn labels(
+        &self,
+        reason: CloseReason,
+    ) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let labelled = self.labelled.iter().flat_map(|labelled| &**labelled);
+        labelled
+            .map(move |(label, counts)| (*label, counts.of(reason)))
+            .filter(|&(_, count)| count > 0)
+    }
+
+    pub(crate) fn unlabelled(&self, reason: CloseReason) -> u64 {
+        let labelled: u64 = self.labels(reason).map(|(_, count)| count).sum();
+        self.of(reason).saturating_sub(labelled)
+    }
+
+    pub(crate) fn count(&mut self, closed: &Closed) {
+        self.all.count(closed.reason);
+        if let Some(label) = closed.label {
+            self.count_label(label, closed.reason);
+        }
+    }
+
+    #[cold]
+    fn count_label(&mut self, label: &'static str, reason: CloseReason) {
+        let labelled = Arc::make_mut(self.labelled.get_or_insert_default());
+        let fits = labelled.len() < MAX_LABELS || labelled.contains_key(label);
+        let label = if fits { label } else { OTHER_LABEL };
+        labelled.entry(label).or_default().count(reason);
+    }
+
+    /// Adds the counts of another server or shard. The sum has the labels of both, so that a count
+    /// never moves to another label.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.all.add(&other.all);
+        let Some(labelled) = &other.labelled else {
+            return;
+        };
+        let sums = Arc::make_mut(self.labelled.get_or_insert_default());
+        for (label, counts) in labelled.iter() {
+            sums.entry(label).or_default().add(counts);
         }
     }
 }
@@ -189,5 +266,63 @@ impl DrainReport {
             unserved: self.unserved + other.unserved,
             took: self.took.max(other.took),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reason::Close;
+
+    fn closed(label: &'static str) -> Closed {
+        Close::because("a cause").labelled(label).closed
+    }
+
+    /// Labels that are made at run time, as a program should not.
+    fn label(number: usize) -> &'static str {
+        format!("label_{number:02}").leak()
+    }
+
+    #[test]
+    fn further_labels_count_as_one() {
+        let mut counts = ClosedCounts::default();
+        for number in 0..100 {
+            counts.count(&closed(label(number)));
+        }
+        counts.count(&closed(label(7)));
+        counts.count(&Closed::new(CloseReason::Failed));
+        counts.count(&closed(""));
+        counts.count(&Close::new().labelled(label(8)).closed);
+        counts.count(&Close::new().labelled(label(99)).closed);
+        let mut expected: Vec<_> = (0..MAX_LABELS).map(|number| (label(number), 1)).collect();
+        expected[7].1 = 2;
+        expected.push((OTHER_LABEL, 100 - MAX_LABELS as u64));
+        let failed: Vec<_> = counts.labels(CloseReason::Failed).collect();
+        assert_eq!(failed, expected);
+        assert_eq!(counts.unlabelled(CloseReason::Failed), 2);
+        assert_eq!(counts.of(CloseReason::Failed), 103);
+        let closed: Vec<_> = counts.labels(CloseReason::Closed).collect();
+        assert_eq!(closed, [(label(8), 1), (OTHER_LABEL, 1)]);
+        assert_eq!(counts.total(), 105);
+    }
+
+    #[test]
+    fn a_sum_has_the_labels_of_both() {
+        let [mut one, mut other] = [ClosedCounts::default(), ClosedCounts::default()];
+        for number in 0..MAX_LABELS {
+            one.count(&closed(label(number)));
+            other.count(&closed(label(number + MAX_LABELS / 2)));
+        }
+        let before = one.clone();
+        let mut sum = ClosedCounts::default();
+        sum.add(&one);
+        sum.add(&other);
+        assert_eq!(one, before);
+        let expected = |number| if (16..32).contains(&number) { 2 } else { 1 };
+        let expected: Vec<_> = (0..48)
+            .map(|number| (label(number), expected(number)))
+            .collect();
+        let failed: Vec<_> = sum.labels(CloseReason::Failed).collect();
+        assert_eq!((failed, sum.total()), (expected, 64));
     }
 }

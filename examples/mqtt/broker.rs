@@ -155,7 +155,8 @@ impl Broker {
         let session = self.sessions.get(client);
         if let Some(earlier) = session.and_then(|session| session.conn) {
             if let Some(mut earlier) = conn.peer(earlier) {
-                earlier.end(Close::because("another connection took over the session"));
+                let cause = Close::because("another connection took over the session");
+                earlier.end(cause.labelled("taken_over"));
             }
             self.suspend(conn, client);
         }

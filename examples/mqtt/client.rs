@@ -114,7 +114,11 @@ impl Client {
             }
             Err(code) => {
                 cx.conn.send(connack(false, code))?;
-                Err(Close::because(format!("refused: {code:?}")))
+                let label = match code {
+                    ConnectCode::BadUserOrPassword | ConnectCode::NotAuthorized => "not_authorised",
+                    _ => "refused",
+                };
+                Err(Close::because(format!("refused: {code:?}")).labelled(label))
             }
         }
     }

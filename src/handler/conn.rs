@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Control, ControlOps, Handler, Message};
+use super::{into_message, Control, ControlOps, Handler, Message};
 use crate::addr::{Addr, Credentials};
 use crate::config::Connect;
 use crate::detached::Detached;
@@ -159,6 +159,8 @@ impl<'a, A> Conn<'a, A> {
     /// [`Conn::detach`], a kill, a panic or the peer's failure may come first. An undelivered
     /// message is dropped and counted in [`Stats::undeliverable`](crate::Stats::undeliverable).
     ///
+    /// A [`Message`] that `on_message` passes on arrives as it is, not in another box.
+    ///
     /// ```
     /// # use std::rc::Rc;
     /// # use portcullis::{ConnId, Context, Handler, Message, Outcome};
@@ -189,11 +191,12 @@ impl<'a, A> Conn<'a, A> {
     /// [`Config::queue_limits`](crate::Config::queue_limits), which the undelivered messages of all
     /// connections share. The message is dropped.
     pub fn notify(&mut self, message: impl Any) -> Result<(), crate::HandleError> {
-        self.ops.notify(self.id, Box::new(message))
+        self.ops.notify(self.id, into_message(message))
     }
 
     /// Ends this connection as if a callback of its own had returned `close`: with a cause, for its
-    /// [`Handler::on_close`], the log and the recent closes. Without effect once it closes.
+    /// [`Handler::on_close`], the log and the recent closes, and with a label for the metrics
+    /// ([`Close::labelled`]). Without effect once it closes.
     ///
     /// Messages of [`Conn::notify`] from before are delivered first, and their handler may answer
     /// them. No more frames are delivered, and [`Conn::send`] fails elsewhere.
@@ -203,7 +206,7 @@ impl<'a, A> Conn<'a, A> {
     /// /// An MQTT client has connected again: its older connection ends.
     /// fn take_over(cx: &mut Context<'_>, older: ConnId) {
     ///     if let Some(mut older) = cx.conn.peer(older) {
-    ///         older.end(Close::because("the session was taken over"));
+    ///         older.end(Close::because("the session was taken over").labelled("taken_over"));
     ///     }
     /// }
     /// ```

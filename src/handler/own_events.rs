@@ -186,7 +186,11 @@ impl<A> Control<'_, A> {
 
     /// Takes a detached connection back into the loop, this server's or another's, TLS included: as
     /// [`Control::adopt`]. Bytes that were received and not read come first, and output that was
-    /// not written goes out first. It has a new id; its former slot is free.
+    /// not written goes out first. It has a new id.
+    ///
+    /// The cap of its own server never refuses it, not even one that was lowered meanwhile: it gets
+    /// the slot that it had. The shards of [`Shards`](crate::Shards) have one cap, which refuses it
+    /// in none of them.
     ///
     /// ```
     /// # use std::thread;
@@ -217,9 +221,11 @@ impl<A> Control<'_, A> {
     ///
     /// # Errors
     ///
-    /// Those of [`Control::adopt`]. [`Error::ConnState`](crate::Error::ConnState) if the connection
-    /// was killed, its TLS session is over, or no descriptor is free. After an error the connection
-    /// is closed, as after [`Control::adopt`].
+    /// Those of [`Control::adopt`]; [`Error::AtCapacity`](crate::Error::AtCapacity) in another
+    /// server, or if the system grants no memory for a slot.
+    /// [`Error::ConnState`](crate::Error::ConnState) if the connection was killed, its TLS session
+    /// is over, or no descriptor is free. After an error the connection is closed, as after
+    /// [`Control::adopt`].
     pub fn attach(
         &mut self,
         detached: Detached,

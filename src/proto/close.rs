@@ -187,7 +187,8 @@ impl Ending {
 
     /// Replaces the reason because promised output is lost.
     ///
-    /// An error that is known stays: it is the user's, whose destructor must not run here.
+    /// An error that is known stays, and the label: the error is the user's, whose destructor must
+    /// not run here.
     pub(super) fn set_loss(&mut self, closed: Closed) {
         match &mut self.reason {
             Some(known) => {
@@ -254,10 +255,10 @@ impl Ending {
     #[cfg(feature = "sim")]
     pub(super) fn fork(&self) -> Self {
         Self {
-            reason: self
-                .reason
-                .as_ref()
-                .map(|closed| Closed::new(closed.reason)),
+            reason: self.reason.as_ref().map(|closed| Closed {
+                error: None,
+                ..*closed
+            }),
             ..*self
         }
     }

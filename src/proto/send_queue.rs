@@ -157,10 +157,13 @@ impl KeptPayloads {
     }
 
     fn push(&mut self, before: usize, body: Body, sent: usize) {
-        self.charge(&body);
+        let mut kept = Kept { before, body, sent };
+        // The socket may have taken most of it.
+        kept.compact();
+        self.charge(&kept.body);
         self.before += before;
-        self.len += body.bytes().len() - sent;
-        self.queue.push_back(Kept { before, body, sent });
+        self.len += kept.pending().len();
+        self.queue.push_back(kept);
     }
 
     /// Removes up to `count` bytes of the first payload, in front of which nothing is pending.
@@ -458,6 +461,20 @@ mod tests {
     use super::*;
     use crate::sim::Random;
 
+    /// The memory of payloads that were given away: as it is charged, and as it is.
+    fn charged(queue: &SendQueue) -> usize {
+        queue.kept.as_ref().map_or(0, |kept| kept.owned)
+    }
+
+    fn held(queue: &SendQueue) -> usize {
+        let kept = queue.kept.iter().flat_map(|kept| &kept.queue);
+        kept.map(|kept| match &kept.body {
+            Body::Owned(bytes) => bytes.capacity(),
+            Body::Shared(_) => 0,
+        })
+        .sum()
+    }
+
     /// Random chunks of every kind, taken in random pieces.
     #[test]
     fn every_kind_leaves_in_order_in_any_pieces() {
@@ -484,6 +501,7 @@ mod tests {
                 expected.extend_from_slice(&chunk.bytes()[skip..]);
                 queue.append(&mut chunk, skip, 8, &mut buffers, &all);
                 assert_eq!(seen.len() + queue.len(), expected.len(), "seed {seed}");
+                assert_eq!(charged(&queue), held(&queue), "seed {seed}");
                 let take = random.below(60).min(queue.len());
                 let pending = queue.to_vec();
                 assert_eq!(pending, expected[seen.len()..], "seed {seed}");
@@ -493,6 +511,7 @@ mod tests {
                 assert_eq!(two.is_empty(), pending.is_empty(), "seed {seed}");
                 seen.extend_from_slice(&pending[..take]);
                 queue.advance(take);
+                assert_eq!(charged(&queue), held(&queue), "seed {seed}");
                 assert_eq!(queue.is_empty(), queue.to_vec().is_empty(), "seed {seed}");
                 if random.below(4) == 0 {
                     queue.shrink(&mut buffers);
@@ -540,5 +559,24 @@ mod tests {
         queue.advance(60_000);
         assert!(queue.memory().own < 61_000, "sent bytes go back");
         assert_eq!(queue.to_vec(), [7; 40_000]);
+    }
+
+    /// The kernel has taken a part of it before it is queued.
+    #[test]
+    fn the_taken_part_of_a_payload_that_was_given_away_goes_back_at_once() {
+        let all = Rc::new(SharedPayloads::default());
+        for (taken, least, most) in [
+            (40_000, 100_000, 101_000),
+            (60_000, 40_000, 41_000),
+            (95_000, 5_000, 6_000),
+        ] {
+            let (mut buffers, mut queue) = (Buffers::default(), SendQueue::default());
+            let payload = vec![7; 100_000];
+            queue.append(&mut Chunk::Owned(payload), taken, 4096, &mut buffers, &all);
+            assert_eq!(charged(&queue), held(&queue));
+            let own = queue.memory().own;
+            assert!((least..most).contains(&own), "{own} after {taken}");
+            assert_eq!(queue.to_vec(), vec![7; 100_000 - taken]);
+        }
     }
 }

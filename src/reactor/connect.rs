@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::connection::{Connection, HangUp};
+use super::connections::Returning;
 use super::core::Core;
 use super::os::{Connected, End, Os, StreamOps, Token};
 use super::outbound::Attempt;
@@ -47,15 +48,17 @@ impl<O: Os> Core<O> {
         id
     }
 
-    /// Takes over a connected socket. Takes what `remains` of its connection, if that was detached.
+    /// Takes over a connected socket. Takes what `remains` of its connection, if that was detached
+    /// and is `returning`.
     pub(super) fn adopt(
         &mut self,
         socket: OwnedFd,
         remains: &mut Option<DetachedIo>,
+        returning: Option<Returning>,
         options: &Connect,
     ) -> Result<ConnId> {
         self.refresh();
-        let adopted = self.adopt_stream(socket, options);
+        let adopted = self.adopt_stream(socket, returning, options);
         let (conn, attempt) = match adopted {
             Ok(adopted) => adopted,
             Err(error) => {
@@ -83,6 +86,7 @@ impl<O: Os> Core<O> {
     fn adopt_stream(
         &mut self,
         socket: OwnedFd,
+        returning: Option<Returning>,
         options: &Connect,
     ) -> Result<(Connection<O::Stream>, Attempt)> {
         if self.drain.is_on() {
@@ -95,7 +99,7 @@ impl<O: Os> Core<O> {
         let machine = Machine::connecting(&options.framing, conn, self.now);
         // The framing's maker may have blocked.
         let now = self.refresh();
-        let claimed = self.claim_with(|core, id| core.register(id, stream));
+        let claimed = self.claim_with(returning, |core, id| core.register(id, stream));
         let (id, stream) = match claimed {
             Some((id, Ok(stream))) => (id, stream),
             Some((_, Err(error))) => {
@@ -133,7 +137,7 @@ impl<O: Os> Core<O> {
         // The maker may have blocked.
         let now = self.refresh();
         let mut attempt = Attempt::new(addr.clone(), options);
-        let opened = self.claim_with(|core, id| core.open_socket(id, &attempt));
+        let opened = self.claim_with(None, |core, id| core.open_socket(id, &attempt));
         let Some((id, opened)) = opened else {
             self.guard.drop("a framer's destructor", machine);
             return Err(Error::AtCapacity {
@@ -171,11 +175,19 @@ impl<O: Os> Core<O> {
     }
 
     /// Claims a slot, and then calls `open` for its socket. `None` if no slot is free.
-    fn claim_with<R>(&mut self, open: impl FnOnce(&mut Self, ConnId) -> R) -> Option<(ConnId, R)> {
+    fn claim_with<R>(
+        &mut self,
+        returning: Option<Returning>,
+        open: impl FnOnce(&mut Self, ConnId) -> R,
+    ) -> Option<(ConnId, R)> {
         self.conns.prepare();
         let gate = self.conns.gate();
         let _locked = gate.as_ref().map(|shared_cap| shared_cap.lock());
-        if !self.conns.claim() {
+        let claimed = match returning {
+            Some(returning) => self.conns.claim_again(returning),
+            None => self.conns.claim(),
+        };
+        if !claimed {
             return None;
         }
         let id = self.conns.next_id();

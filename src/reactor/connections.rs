@@ -60,6 +60,15 @@ struct Leaving {
     has_permit: bool,
 }
 
+/// A detached connection that comes back into a loop.
+#[derive(Debug)]
+pub(super) struct Returning {
+    /// It had a slot of this server until now.
+    pub(super) had_slot: bool,
+    /// Its permit, if it comes from a server that shares its cap.
+    pub(super) permit: Option<Box<dyn Permit>>,
+}
+
 impl<S> Connections<S> {
     pub(super) fn new(cap: usize, live: Arc<Liveness>) -> Self {
         let mut conns = Self {
@@ -233,6 +242,27 @@ impl<S> Connections<S> {
         };
         self.claimed += usize::from(claimed);
         claimed
+    }
+
+    /// As [`Connections::claim`], for a connection that comes back. It is refused no slot that was
+    /// its own until now, and needs no other permit than its own: whether the cap is reached does
+    /// not matter.
+    #[must_use = "the system may grant no memory"]
+    pub(super) fn claim_again(&mut self, returning: Returning) -> bool {
+        let Returning { had_slot, permit } = returning;
+        if self.len() + self.claimed >= self.granted || !self.has_memory() {
+            return false;
+        }
+        let is_counted = match (&mut self.share, permit) {
+            (Some(share), Some(permit)) => share.attach(permit),
+            (Some(_), None) => false,
+            (None, _) => had_slot,
+        };
+        if is_counted {
+            self.claimed += 1;
+            return true;
+        }
+        self.claim()
     }
 
     pub(super) fn has_claim(&self) -> bool {

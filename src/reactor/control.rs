@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::close::remove_detached;
 use super::connection::Connection;
+use super::connections::Returning;
 use super::core::Core;
 use super::detached_conns::Receiver;
 use super::inner::Inner;
@@ -174,7 +175,7 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         handler: Box<dyn Handler<A>>,
     ) -> Result<ConnId> {
         self.begin(options, handler, |core, options| {
-            core.adopt(socket, &mut None, options)
+            core.adopt(socket, &mut None, None, options)
         })
     }
 
@@ -186,23 +187,23 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     ) -> Result<ConnId> {
         let id = detached.id();
         let parts = detached.into_parts().map_err(Error::ConnState);
-        let (socket, mut remains) = match parts {
+        let (socket, mut remains, returning) = match parts {
             Ok((socket, remains, place)) => {
-                drop(place);
-                // During another connection's last callback the slot has to wait.
-                if !self.core.conns.has_leaving() {
-                    remove_detached(self, id, CloseReason::Detached);
-                }
-                (Ok(socket), Some(remains))
+                let returning = Returning {
+                    had_slot: self.core.is_detached(id),
+                    permit: place.into_permit(),
+                };
+                remove_detached(self, id, CloseReason::Detached);
+                (Ok(socket), Some(remains), Some(returning))
             }
-            Err(error) => (Err(error), None),
+            Err(error) => (Err(error), None, None),
         };
         let is_tls = remains.as_ref().is_some_and(DetachedIo::is_tls);
         let attached = self.begin(options, handler, |core, options| {
             if is_tls && options.tls.is_some() {
                 return Err(Error::option("tls", "the connection speaks TLS already"));
             }
-            core.adopt(socket?, &mut remains, options)
+            core.adopt(socket?, &mut remains, returning, options)
         });
         let guard = &mut self.core.guard;
         guard.drop("a TLS configuration's destructor", remains);

@@ -437,7 +437,7 @@ impl<O: Os> Core<O> {
         }
         self.end_attempt(id);
         self.conns.begin_leaving(id);
-        self.stats.count_closed(closed.reason);
+        self.stats.count_closed(closed);
     }
 
     fn end_attempt(&mut self, id: ConnId) {
@@ -482,14 +482,14 @@ impl<O: Os> Core<O> {
         }
         self.work.charge(work::CLOSE);
         if !self.conns.is_leaving(id) {
-            self.stats.count_closed(closed.reason);
+            self.stats.count_closed(closed);
         }
         self.drain.count(closed.reason, is_confirmed);
         self.history.ages.record_time(record.age);
         self.history
             .record_close(&mut self.guard, record, closed, self.now);
         if let Some(listener) = listener.and_then(|id| self.listeners.by_id_mut(id)) {
-            listener.count_closed(closed.reason, &traffic);
+            listener.count_closed(closed, &traffic);
             listener.uncount_source(source, counted, self.now);
             listener.connections = listener.connections.saturating_sub(1);
             if listener.reached_cap().is_none() {

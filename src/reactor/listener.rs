@@ -30,7 +30,7 @@ use crate::id::{ListenerId, ListenerRef, Which};
 use crate::listener_info::{ListenerInfo, ListenerState};
 use crate::logs;
 use crate::proto::{ConnConfig, Machine, Pool, SharedMeters, Time, Traffic};
-use crate::reason::CloseReason;
+use crate::reason::Closed;
 use crate::stats::ClosedCounts;
 
 /// A listener of one server, without its service.
@@ -148,8 +148,8 @@ impl<L> Listener<L> {
     }
 
     /// A connection of this listener has ended, or got no slot.
-    pub(super) fn count_closed(&mut self, reason: CloseReason, traffic: &Traffic) {
-        self.closed.count(reason);
+    pub(super) fn count_closed(&mut self, closed: &Closed, traffic: &Traffic) {
+        self.closed.count(closed);
         self.traffic.add(traffic);
     }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::logs;
 use crate::proto::Time;
-use crate::reason::CloseReason;
+use crate::reason::{CloseReason, Closed};
 use crate::stats::Stats;
 
 impl<O: Os> Core<O> {
@@ -136,12 +136,11 @@ impl<O: Os> Core<O> {
             stats.clone_from(&self.stats);
             self.complete(stats);
             for conn in self.conns.iter() {
-                let is_detached = conn.machine.is_detached();
-                stats.count_closed(if is_detached {
-                    CloseReason::Detached
-                } else {
-                    CloseReason::Killed
-                });
+                let reason = match conn.machine.is_detached() {
+                    true => CloseReason::Detached,
+                    false => CloseReason::Killed,
+                };
+                stats.count_closed(&Closed::new(reason));
             }
             stats.open = 0;
             stats.pending = 0;

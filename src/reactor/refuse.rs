@@ -71,12 +71,12 @@ pub(super) fn report_failed<A, O: Os>(
     closed: Closed,
 ) {
     let Inner { core, user } = inner;
-    core.stats.count_closed(closed.reason);
+    core.stats.count_closed(&closed);
     core.drain.count(closed.reason, false);
     let Some(listener) = core.listeners.get_mut(at) else {
         return;
     };
-    listener.closed.count(closed.reason);
+    listener.closed.count(&closed);
     logs::debug!(target: logs::CONNECTION, "{} on {}: {closed}", incoming.addr, listener.name);
     let record = CloseRecord {
         id,

@@ -1,5 +1,6 @@
 //! One exact cap over several servers: the taken permits, and the servers that wait for one.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -259,16 +260,22 @@ impl fmt::Debug for SharedCap {
     }
 }
 
-/// The permit of a connection that has left its server.
+/// The permit of a connection that has left its server. `None` once another one has it.
 #[derive(Debug)]
-struct DetachedPermit(Arc<SharedCap>);
+struct DetachedPermit(Option<Arc<SharedCap>>);
 
-impl Permit for DetachedPermit {}
+impl Permit for DetachedPermit {
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
 
 impl Drop for DetachedPermit {
     fn drop(&mut self) {
-        self.0.give_back(1);
-        self.0.offer();
+        if let Some(shared_cap) = &self.0 {
+            shared_cap.give_back(1);
+            shared_cap.offer();
+        }
     }
 }
 
@@ -392,7 +399,19 @@ impl CapShare {
     /// One permit leaves the server with its connection.
     pub(super) fn detach(&mut self) -> Box<dyn Permit> {
         self.held = self.held.saturating_sub(1);
-        Box::new(DetachedPermit(Arc::clone(&self.shared_cap)))
+        Box::new(DetachedPermit(Some(Arc::clone(&self.shared_cap))))
+    }
+
+    /// A detached connection comes back with its permit. False if that is of another cap, and given
+    /// back there.
+    pub(super) fn attach(&mut self, permit: Box<dyn Permit>) -> bool {
+        let Ok(mut permit) = permit.into_any().downcast::<DetachedPermit>() else {
+            return false;
+        };
+        let is_own = |cap: &mut Arc<SharedCap>| Arc::ptr_eq(cap, &self.shared_cap);
+        let attached = permit.0.take_if(is_own).is_some();
+        self.held += usize::from(attached);
+        attached
     }
 
     /// Wakes one waiting server if a permit is free: this server is about to run foreign code.

@@ -160,6 +160,58 @@ fn messages_arrive_in_order_after_the_callback() {
     assert_eq!(sim.stats().undeliverable, 0);
 }
 
+/// Passes each message on to the first connection, which keeps them.
+struct Relay;
+
+#[derive(Default)]
+struct Relayed {
+    first: Option<ConnId>,
+    notes: Vec<Note>,
+}
+
+impl Handler<Relayed> for Relay {
+    fn on_open(&mut self, cx: &mut Context<'_, Relayed>) -> Outcome {
+        cx.app.first.get_or_insert(cx.conn.id());
+        Ok(())
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_, Relayed>, line: &[u8]) -> Outcome {
+        let note = Note(String::from_utf8_lossy(line.trim_ascii_end()).into());
+        cx.conn.notify(note)?;
+        Ok(())
+    }
+
+    fn on_message(&mut self, cx: &mut Context<'_, Relayed>, message: Message) -> Outcome {
+        match cx.app.first {
+            Some(first) if first != cx.conn.id() => {
+                let mut first = cx.conn.peer(first).expect("open");
+                first.notify(message)?;
+            }
+            _ => cx.app.notes.push(*message.downcast().expect("a note")),
+        }
+        Ok(())
+    }
+}
+
+/// It is not put into another box.
+#[test]
+fn a_message_that_is_passed_on_arrives_as_it_was() {
+    let mut sim = Sim::new(1, Config::new(), Relayed::default());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line);
+    let addr = sim.listen(listen, |_: &mut Relayed, _| Relay);
+    let addr = addr.expect("a listener");
+    let clients = [0; 2].map(|_| {
+        let client = sim.connect(addr).expect("room");
+        sim.settle();
+        client
+    });
+    sim.send(clients[1], b"hello\n");
+    sim.settle();
+    let notes: Vec<_> = sim.app().notes.iter().map(|note| &*note.0).collect();
+    assert_eq!(notes, ["hello"]);
+    assert_eq!(sim.stats().panics, 0);
+}
+
 #[test]
 fn a_close_comes_behind_the_messages_before_it() {
     for (command, reason) in [

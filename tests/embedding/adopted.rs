@@ -353,6 +353,78 @@ fn one_that_was_killed_does_not_come_back() {
     server.until("the slot is free", |stats| stats.open == 0);
 }
 
+/// As the connection was there before, the cap does not refuse it: not even one that was lowered.
+#[test]
+fn a_detached_connection_comes_back_under_a_lower_cap() {
+    let (server, received) = detaching();
+    let change = |cap| move |config: &mut Config| config.max_connections = cap;
+    server.ask(move |_, control| control.reconfigure(change(2)).expect("raised"));
+    let mut clients = [connect(server.addr()), connect(server.addr())];
+    for client in &mut clients {
+        ping(client, b"in");
+    }
+    send2(&mut clients[0], b"out");
+    assert_eq!(recv2(&mut clients[0]), b"leaving");
+    let stream = received.recv_timeout(PATIENCE).expect("a stream");
+    server.ask(move |_, control| control.reconfigure(change(1)).expect("lowered"));
+    attach(&server, stream).expect("it was there");
+    for client in &mut clients {
+        ping(client, b"both are served");
+    }
+    // One that is new has to wait until both have ended.
+    let mut waits = connect(server.addr());
+    send2(&mut waits, b"in");
+    server.ask(|_, control| assert_eq!(control.stats().open, 2));
+    drop(clients);
+    assert_eq!(recv2(&mut waits), b"in");
+}
+
+/// Its last callback begins a connection in its own slot, and takes a detached one back.
+struct Parting(Option<(TcpStream, Detached)>);
+
+impl Handler<App> for Parting {
+    fn on_frame(&mut self, cx: &mut Context<'_, App>, _: &[u8]) -> Outcome {
+        cx.conn.abort();
+        Ok(())
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, App>, _: &Closed) {
+        if let Some((socket, stream)) = self.0.take() {
+            let mut control = cx.conn.control();
+            control.adopt(socket, packets(), Echo).expect("a free slot");
+            control
+                .attach(stream, packets(), Echo)
+                .expect("its own slot");
+            assert_eq!(control.stats().open, 2);
+        }
+    }
+}
+
+#[test]
+fn a_detached_connection_comes_back_while_another_one_ends() {
+    let (server, received) = detaching();
+    server.ask(move |_, control| {
+        let change = |config: &mut Config| config.max_connections = 2;
+        control.reconfigure(change).expect("raised");
+    });
+    let mut client = connect(server.addr());
+    send2(&mut client, b"out");
+    assert_eq!(recv2(&mut client), b"leaving");
+    let stream = received.recv_timeout(PATIENCE).expect("a stream");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut other = connect(listener.local_addr().expect("an address"));
+    let (accepted, _) = listener.accept().expect("a client");
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+    server
+        .ask(move |_, control| control.adopt(ours, packets(), Parting(Some((accepted, stream)))))
+        .expect("a free slot");
+    send2(&mut theirs, b"bye");
+    ping(&mut client, b"back");
+    ping(&mut other, b"new");
+    let stats = server.handle.stats();
+    assert_eq!((stats.open, stats.panics), (2, 0));
+}
+
 /// A stream that is attached from many threads' jobs while the server is drained harms nothing.
 #[test]
 fn an_attach_during_a_drain_is_refused() {

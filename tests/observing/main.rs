@@ -2,6 +2,7 @@
 
 mod alarms;
 mod histograms;
+mod labels;
 mod queries;
 mod recent_closes;
 mod stats;

@@ -15,8 +15,8 @@ use kit::net::{
     Place, PATIENCE,
 };
 use portcullis::{
-    Config, Context, Error, Framing, Handle, HandleError, Handler, Listen, ListenerState, Outcome,
-    Result, Server, Shards, Spawned,
+    Close, CloseReason, Config, Context, Error, Framing, Handle, HandleError, Handler, Listen,
+    ListenerState, Outcome, Result, Server, Shards, Spawned,
 };
 
 /// Answers each frame with the number of its shard.
@@ -369,6 +369,57 @@ fn one_handle_reaches_all() {
     assert_eq!(
         (frames, metrics.descriptors),
         (metrics.stats.traffic.frames_in, metrics.stats.open + 2)
+    );
+    finish(shards);
+}
+
+/// Ends its connection for a reason that has the number of its shard, or one that all have.
+struct Labels;
+
+impl Handler<usize> for Labels {
+    fn on_frame(&mut self, cx: &mut Context<'_, usize>, frame: &[u8]) -> Outcome {
+        let own = ["shard_0", "shard_1"].get(*cx.app).expect("two shards");
+        match frame {
+            b"own" => Err(Close::because("asked to").labelled(own)),
+            b"common" => Err(Close::because("asked to").labelled("common")),
+            _ => Who.on_frame(cx, frame),
+        }
+    }
+}
+
+#[test]
+fn the_labels_of_all_shards_are_counted() {
+    let listen = local().name("door");
+    let build = move |shard, server: &mut Server<usize>| {
+        server.listen(listen.clone(), |_: &mut usize, _| Labels)?;
+        Ok(shard)
+    };
+    let spawned = Shards::new(Config::new()).threads(2).spawn(build);
+    let shards = spawned.expect("shards");
+    for end in ["own", "common", "own"] {
+        for mut client in one_for_each(&shards) {
+            send2(&mut client, end.as_bytes());
+            await_end(&mut client);
+        }
+    }
+    let handle = &shards.handle;
+    let failed = CloseReason::Failed;
+    eventually("all are counted", || handle.stats().closed(failed) == 6);
+    let stats = handle.stats();
+    let labels: Vec<_> = stats.closed_labels(failed).collect();
+    assert_eq!(labels, [("common", 2), ("shard_0", 2), ("shard_1", 2)]);
+    let metrics = handle.metrics(PATIENCE).expect("answers");
+    let read = Exposition::read(&metrics.to_string());
+    for (label, count) in labels {
+        let labels = [("reason", "failed"), ("cause", label)];
+        assert_eq!(read.get("portcullis_closed_total", &labels), count as f64);
+        let labels = [("listener", "door"), labels[0], labels[1]];
+        let name = "portcullis_listener_closed_total";
+        assert_eq!(read.get(name, &labels), count as f64);
+    }
+    assert_eq!(
+        read.get("portcullis_closed_total", &[("reason", "failed")]),
+        0.0
     );
     finish(shards);
 }

@@ -275,9 +275,8 @@ impl Machine {
 
     /// The handler has answered such input: closes, unless the handler has.
     pub(crate) fn end_bad_input(&mut self, closed: Closed, now: Time, pool: &mut Pool) {
-        let Closed { reason, error } = closed;
-        self.close(Closed::new(reason), now, pool);
-        if let (Some(error), Some(active)) = (error, &mut self.active) {
+        self.close(Closed::new(closed.reason), now, pool);
+        if let (Some(error), Some(active)) = (closed.error, &mut self.active) {
             active.ending.add_error(error);
         }
     }

@@ -410,7 +410,12 @@ impl Machine {
 
     /// Closes in order, as the handler wants.
     pub(crate) fn close_by_handler(&mut self, now: Time, pool: &mut Pool) {
-        let reason = if self.status.recv.is_end_reported() {
+        self.close(Closed::new(self.orderly_reason()), now, pool);
+    }
+
+    /// Returns the reason of a close that the handler asks for without an error.
+    fn orderly_reason(&self) -> CloseReason {
+        if self.status.recv.is_end_reported() {
             match self.is_tls_truncated() {
                 true => CloseReason::TlsTruncated,
                 false => CloseReason::Finished,
@@ -419,8 +424,7 @@ impl Machine {
             CloseReason::Drained
         } else {
             CloseReason::Closed
-        };
-        self.close(Closed::new(reason), now, pool);
+        }
     }
 
     /// Ends as the [`Close`] of a callback demands.
@@ -430,12 +434,12 @@ impl Machine {
             close.closed.reason = CloseReason::SlowConsumer;
         }
         if close.abort {
-            self.reset(close.closed, pool);
-        } else if close.closed.reason == CloseReason::Closed {
-            self.close_by_handler(now, pool);
-        } else {
-            self.close(close.closed, now, pool);
+            return self.reset(close.closed, pool);
         }
+        if close.closed.reason == CloseReason::Closed {
+            close.closed.reason = self.orderly_reason();
+        }
+        self.close(close.closed, now, pool);
     }
 
     /// Closes in order: flush, close_notify, FIN, linger. The first reason stays.

@@ -65,6 +65,77 @@ fn the_permit_of_an_ended_connection_passes_to_the_next() {
     assert!(theirs.claim());
 }
 
+/// No other server can have the permit of a detached connection before that comes back, here or
+/// there.
+#[test]
+fn a_detached_connection_comes_back_with_its_permit() {
+    let shared_cap = Arc::new(SharedCap::new(1, 2));
+    let [mut ours, mut theirs] = [0, 1].map(|index| {
+        let mut conns = table(1);
+        let wake = Box::new(NoWake);
+        conns.share(CapShare::new(Arc::clone(&shared_cap), index, wake));
+        conns
+    });
+    assert!(ours.claim());
+    let mut id = ours.next_id();
+    ours.insert(connection(id));
+    for lowered in [false, true] {
+        if lowered {
+            ours.set_cap(0);
+        }
+        let permit = ours.detach_permit();
+        assert!(permit.is_some() && ours.remove(id).is_some());
+        assert!(!ours.claim() && !theirs.claim());
+        let had_slot = true;
+        assert!(ours.claim_again(Returning { had_slot, permit }));
+        assert!(!ours.claim() && !theirs.claim());
+        id = ours.next_id();
+        ours.insert(connection(id));
+        assert_eq!((ours.len(), ours.under_cap()), (1, 1));
+    }
+    // To the other server, and away from there.
+    let permit = ours.detach_permit();
+    ours.remove(id);
+    let had_slot = false;
+    assert!(theirs.claim_again(Returning { had_slot, permit }));
+    let id = theirs.next_id();
+    theirs.insert(connection(id));
+    assert_eq!((theirs.len(), ours.under_cap()), (1, 1));
+    // To a server with another cap: that permit is given back.
+    let permit = theirs.detach_permit();
+    theirs.remove(id);
+    let other_cap = Arc::new(SharedCap::new(1, 1));
+    let mut other = table(1);
+    other.share(CapShare::new(Arc::clone(&other_cap), 0, Box::new(NoWake)));
+    assert!(other.claim());
+    assert!(!other.claim_again(Returning { had_slot, permit }));
+    assert_eq!((ours.under_cap(), other.under_cap()), (0, 1));
+}
+
+/// In the last callback of a connection that is evicted for a client, at the cap.
+#[test]
+fn a_detached_connection_comes_back_while_another_one_is_evicted() {
+    let mut conns = table(2);
+    let [evicted, detached] = [0; 2].map(|_| {
+        let id = conns.next_id();
+        conns.insert(connection(id));
+        id
+    });
+    conns.keep_next();
+    conns.begin_leaving(evicted);
+    conns.remove(detached);
+    let returning = Returning {
+        had_slot: true,
+        permit: None,
+    };
+    assert!(conns.claim_again(returning) && !conns.claim());
+    let id = conns.next_id();
+    conns.insert(connection(id));
+    conns.remove(evicted);
+    conns.free();
+    assert!(!conns.has_room() && conns.has_claim() && conns.len() == 1);
+}
+
 /// The slot of an evicted connection is the newcomer's, also while the last callback runs.
 #[test]
 fn the_slot_of_an_evicted_connection_is_taken() {
