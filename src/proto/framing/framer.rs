@@ -236,7 +236,8 @@ pub enum Decoded {
     /// A whole frame. `consumed` is the length of its header, payload and trailer together.
     ///
     /// A frame that consumes nothing, or that is outside the input, closes the connection as
-    /// [`BadFrame`](crate::CloseReason::BadFrame).
+    /// [`BadFrame`](crate::CloseReason::BadFrame). Bytes between two frames, such as the fill of
+    /// HDLC, are a frame with an empty payload, which the handler ignores.
     Frame {
         /// The bytes that the handler gets, as a range of the input.
         payload: Range<usize>,
@@ -244,7 +245,12 @@ pub enum Decoded {
         consumed: usize,
     },
     /// A whole frame whose payload is yet to be transformed: [`Framer::unpack`] makes what the
-    /// handler gets of it. The rules of [`Decoded::Frame`] apply; the maximum is that of the result.
+    /// handler gets of it. The rules of [`Decoded::Frame`] apply.
+    ///
+    /// The maximum frame limits the result, and with 16 bytes more it limits `consumed`. So where
+    /// escapes make frames longer (SLIP: up to twice), set
+    /// [`ConnConfig::max_frame`](crate::ConnConfig::max_frame) to the longest escaped frame, and
+    /// check the length of the result in [`Framer::unpack`].
     Packed {
         /// The bytes that [`Framer::unpack`] gets, as a range of the input.
         payload: Range<usize>,
@@ -261,7 +267,9 @@ pub enum Decoded {
 ///
 /// Each connection has its own value, which may keep state. It can keep what it has parsed of a
 /// frame, too: [`Conn::framer`](crate::Conn::framer) lends it to the handler. The input always
-/// begins at a frame's first byte, and may hold many frames. It is at most the maximum frame
+/// begins at a frame's first byte, and may hold many frames. After [`Decoded::More`] and
+/// [`Decoded::Need`] it begins with the same bytes again, so that a framer may note how far it has
+/// scanned. It is at most the maximum frame
 /// ([`ConnConfig::max_frame`](crate::ConnConfig::max_frame)), 16 bytes for header and trailer, and
 /// one read of 64 KiB. Over TLS a record of 16 KiB comes on top. A payload above the maximum, or a
 /// frame above the maximum and 16 bytes, closes the connection as
