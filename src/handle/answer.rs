@@ -12,8 +12,9 @@ use crate::catch::catch;
 
 /// The result of a job on the loop, to be awaited: from [`Handle::ask`](crate::Handle::ask).
 ///
-/// Works under every executor, and needs none of its own. Dropping this value does not keep the job
-/// from running. Do not poll it again once it was ready: it stays pending.
+/// Works under every executor, and needs none of its own. A thread without an executor waits with
+/// [`Handle::call`](crate::Handle::call). Dropping this value does not keep the job from running.
+/// Do not poll it again once it was ready: it stays pending.
 #[must_use = "the answer comes to this value alone"]
 pub struct Answer<R>(Arc<Slot<R>>);
 

@@ -91,11 +91,12 @@ impl<A> Control<'_, A> {
     /// the descriptor of another library's loop. `callback` is called in the loop when it may have
     /// become ready, with the value that was given here.
     ///
-    /// **Events are edges**: the next one comes only after more has happened. So make it
-    /// non-blocking, and go on until it returns `WouldBlock`; else set a timer for the remainder. A
-    /// call may be for nothing. A panic of `callback` is caught, logged and counted; the
-    /// descriptor is watched on. One that `callback` puts in its place is not watched: end this
-    /// watch, and begin another.
+    /// **Events are edges**: the next one comes only after more has happened. So make the
+    /// descriptor non-blocking, and go on until it returns `WouldBlock`. To divide the work, watch
+    /// an `Rc` of the descriptor, and give a clone to a timer that does the remainder. A call may
+    /// be for nothing. To end the watch from `callback`, keep its id in the application's state. A
+    /// panic of `callback` is caught, logged and counted; the descriptor is watched on. One that
+    /// `callback` puts in its place is not watched: end this watch, and begin another.
     ///
     /// ```
     /// # use std::io;
@@ -186,7 +187,8 @@ impl<A> Control<'_, A> {
 
     /// Takes a detached connection back into the loop, this server's or another's, TLS included: as
     /// [`Control::adopt`]. Bytes that were received and not read come first, and output that was
-    /// not written goes out first. It has a new id.
+    /// not written goes out first. It has a new id. The listener's options do not come back with it:
+    /// [`Control::options`] returns them.
     ///
     /// The cap of its own server never refuses it, not even one that was lowered meanwhile: it gets
     /// the slot that it had. The shards of [`Shards`](crate::Shards) have one cap, which refuses it
