@@ -201,10 +201,18 @@ impl<'a, A> Conn<'a, A> {
     /// Messages of [`Conn::notify`] from before are delivered first, and their handler may answer
     /// them. No more frames are delivered, and [`Conn::send`] fails elsewhere.
     ///
+    /// An orderly `close` flushes pending output first. A peer that does not read keeps its slot
+    /// and output until the write timeout
+    /// ([`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout)). To end it sooner, lower
+    /// that by [`Conn::reconfigure`] before this call.
+    ///
     /// ```
     /// # use portcullis::{Close, ConnId, Context};
     /// /// An MQTT client has connected again: its older connection ends.
     /// fn take_over(cx: &mut Context<'_>, older: ConnId) {
+    ///     if older == cx.conn.id() {
+    ///         return; // it has logged in twice
+    ///     }
     ///     if let Some(mut older) = cx.conn.peer(older) {
     ///         older.end(Close::because("the session was taken over").labelled("taken_over"));
     ///     }
