@@ -187,8 +187,8 @@ impl<A> Control<'_, A> {
 
     /// Takes a detached connection back into the loop, this server's or another's, TLS included: as
     /// [`Control::adopt`]. Bytes that were received and not read come first, and output that was
-    /// not written goes out first. It has a new id. The listener's options do not come back with it:
-    /// [`Control::options`] returns them.
+    /// not written goes out first. It has a new id. It counts for no limit of its former listener,
+    /// and does not get that listener's options ([`Control::options`] returns them).
     ///
     /// The cap of its own server never refuses it, not even one that was lowered meanwhile: it gets
     /// the slot that it had. The shards of [`Shards`](crate::Shards) have one cap, which refuses it
