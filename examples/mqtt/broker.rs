@@ -251,11 +251,15 @@ impl Broker {
         let Some(session) = self.sessions.get_mut(client) else {
             return;
         };
+        let Some(mut conn) = session.conn.and_then(|id| conn.peer(id)) else {
+            return;
+        };
         // All of them find room, even if the queue is full of other messages.
         let max_queued = self
             .limits
             .max_queued
             .saturating_add(self.limits.max_retained);
+        let window = self.limits.max_in_flight.into();
         let prefix = topics::prefix(filter);
         let range = (Bound::Included(prefix), Bound::Unbounded);
         let candidates = self.retained.range::<str, _>(range);
@@ -263,13 +267,18 @@ impl Broker {
             .take_while(|(topic, _)| topic.starts_with(prefix))
             .filter(|(topic, _)| topics::matches(filter, topic));
         for (_, message) in matching {
-            if session.queued() >= max_queued {
+            let is_memory_full = self.memory.used() > self.limits.max_stored;
+            if is_memory_full {
+                // What can be sent at once is not kept.
+                session.flush(&mut conn, window);
+            }
+            if session.queued() >= max_queued || is_memory_full && !session.is_idle() {
                 self.counters.overflowed += 1;
                 break;
             }
             session.push(Delivery::new(message, granted, true));
         }
-        self.flush(conn, client);
+        session.flush(&mut conn, window);
     }
 
     // Messages.
