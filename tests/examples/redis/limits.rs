@@ -224,6 +224,56 @@ fn stored_bytes_have_a_limit() {
     terminate(server);
 }
 
+/// Neither the room of removed elements, nor what surrounds the names of subscriptions, escapes the
+/// account.
+#[cfg(target_os = "linux")]
+#[test]
+fn stored_bytes_are_what_is_counted() {
+    let (server, addr) = start(&["--maxmemory", "50000000"]);
+    let mut client = Client::new(addr);
+    let before = server.peak_memory();
+    let items = [""; 50_000];
+    for key in 0..10 {
+        let key = key.to_string();
+        let push = command(&[&["RPUSH", &key][..], &items].concat());
+        for round in 1..=7 {
+            client.send(&push);
+            assert_eq!(client.reply(), format!(":{}", round * items.len()));
+        }
+        client.expect(&[(&format!("LTRIM {key} 0 0"), "+OK")]);
+    }
+    client.expect(&[("DBSIZE", ":10")]);
+    let grown = server.peak_memory() - before;
+    assert!(grown < 75_000_000, "{grown} bytes");
+
+    let (mut subscriber, before) = (Client::new(addr), server.peak_memory());
+    client.expect(&[("FLUSHALL", "+OK")]);
+    let channels: Vec<_> = (0..1000)
+        .map(|number| format!("channel {number:04}"))
+        .collect();
+    let mut refused = None;
+    for round in 0..1000 {
+        let names = channels.iter().map(|name| format!("{name} {round:03}"));
+        let words: Vec<_> = ["SUBSCRIBE".to_owned()].into_iter().chain(names).collect();
+        subscriber.send(command(&words));
+        if subscriber.reply().starts_with("-OOM") {
+            refused = Some(round);
+            break;
+        }
+        (1..channels.len()).for_each(|_| drop(subscriber.reply()));
+    }
+    assert!(
+        (50..200).contains(&refused.expect("a limit")),
+        "{refused:?}"
+    );
+    let grown = server.peak_memory() - before;
+    assert!(grown < 60_000_000, "{grown} bytes");
+    drop(subscriber);
+    eventually("no subscription counts", || client.info("used_memory") == 0);
+    drop(client);
+    terminate(server);
+}
+
 #[test]
 fn a_value_of_200_megabytes_comes_back() {
     let (server, addr) = start(&[]);
