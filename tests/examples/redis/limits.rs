@@ -274,6 +274,38 @@ fn stored_bytes_are_what_is_counted() {
     terminate(server);
 }
 
+/// Commands of a million empty arguments are no more memory than their bytes, once they are run.
+#[cfg(target_os = "linux")]
+#[test]
+fn many_arguments_leave_nothing_behind() {
+    let (server, addr) = start(&[]);
+    let arguments = [&["DEL"][..], &[""; 1_000_000]].concat();
+    let (arguments, before) = (command(&arguments), server.peak_memory());
+    let mut clients = [(); 20].map(|()| Client::new(addr));
+    for client in &mut clients {
+        client.send(&arguments);
+        assert_eq!(client.reply(), ":0");
+    }
+    let grown = server.peak_memory() - before;
+    assert!(grown < 100_000_000, "{grown} bytes");
+    // None of them was lost.
+    let words: Vec<_> = (0..5000).map(|number| number.to_string()).collect();
+    let inline = format!("RPUSH inline {}\r\n", words.join(" "));
+    let [client, ..] = &mut clients;
+    client.send(inline);
+    assert_eq!(client.reply(), ":5000");
+    client.send(command(
+        &[&["RPUSH".to_owned(), "list".to_owned()], &words[..]].concat(),
+    ));
+    assert_eq!(client.reply(), ":5000");
+    for list in ["inline", "list"] {
+        let all = format!("[{}]", words.join(" "));
+        assert_eq!(client.ask(&format!("LRANGE {list} 0 -1")), all);
+    }
+    drop(clients);
+    terminate(server);
+}
+
 #[test]
 fn a_value_of_200_megabytes_comes_back() {
     let (server, addr) = start(&[]);
