@@ -441,3 +441,64 @@ fn a_handler_is_notified_once_its_output_has_left() {
     assert_eq!(notified("ab.x", 500).0, 0);
     assert!(notified("ab.x", 500).1.iter().all(|&(call, _)| call == 'c'));
 }
+
+/// Sends without end: a piece whenever the last one has left, or whenever there is room.
+struct Source;
+
+impl Source {
+    fn send_piece(cx: &mut Context<'_, usize>) -> Outcome {
+        cx.conn.send([7; 1000])?;
+        cx.conn.notify_flushed();
+        Ok(())
+    }
+
+    fn fill(cx: &mut Context<'_, usize>) -> Outcome {
+        while !cx.conn.is_congested() {
+            cx.conn.send([7; 1000])?;
+        }
+        Ok(())
+    }
+}
+
+impl Handler<usize> for Source {
+    fn on_frame(&mut self, cx: &mut Context<'_, usize>, word: &[u8]) -> Outcome {
+        *cx.app += 1;
+        match word {
+            b"pieces" => Self::send_piece(cx),
+            b"fill" => Self::fill(cx),
+            _ => Ok(()),
+        }
+    }
+
+    fn on_flushed(&mut self, cx: &mut Context<'_, usize>) -> Outcome {
+        Self::send_piece(cx)
+    }
+
+    fn on_writable(&mut self, cx: &mut Context<'_, usize>) -> Outcome {
+        Self::fill(cx)
+    }
+}
+
+/// The socket takes everything at once, so that there is always more to send.
+#[test]
+fn an_endless_answer_to_a_fast_reader_does_not_leave_it_unread() {
+    for word in ["pieces", "fill"] {
+        let mut sim = Sim::new(1, Config::new(), 0);
+        let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+            listen.conn.full_duplex = true;
+            listen.conn.high_watermark = 4000;
+            listen.conn.low_watermark = 1000;
+        });
+        let addr = sim.listen(listen, |_: &mut usize, _| Source);
+        let client = sim.connect(addr.expect("listen")).expect("it listens");
+        sim.set_send_buffer(client, 100_000_000);
+        sim.send(client, &packet2(word.as_bytes()));
+        for round in 2..10 {
+            (0..5).for_each(|_| sim.step());
+            assert!(!sim.received(client).is_empty());
+            sim.send(client, &packet2(b"word"));
+            (0..5).for_each(|_| sim.step());
+            assert_eq!(*sim.app(), round, "{word}");
+        }
+    }
+}
