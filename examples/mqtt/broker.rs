@@ -11,7 +11,7 @@ use portcullis::{Close, Conn};
 use crate::message::{Delivery, Memory, Message};
 use crate::packet::{Connect, ConnectCode, Publish, Qos, Violation};
 use crate::session::Session;
-use crate::topics::{self, Subscriptions};
+use crate::topics::{self, Matching, Subscriptions};
 
 /// Bytes of the longest client identifier and the longest filter that are kept.
 const MAX_TEXT: usize = 1024;
@@ -283,10 +283,10 @@ impl Broker {
 
     // Messages.
 
-    /// Handles a message of a client.
-    pub fn publish(&mut self, conn: &mut Conn<'_, Self>, publish: &Publish<'_>) {
+    /// Handles a message of a client. Returns the work of it, in visited levels and subscriptions.
+    pub fn publish(&mut self, conn: &mut Conn<'_, Self>, publish: &Publish<'_>) -> usize {
         let message = Message::new(publish, &self.memory);
-        self.distribute(conn, &message, publish.retain);
+        self.distribute(conn, &message, publish.retain)
     }
 
     /// As [`Broker::publish`], for QoS 2: a message that was sent again is published once.
@@ -295,29 +295,35 @@ impl Broker {
         conn: &mut Conn<'_, Self>,
         client: &str,
         publish: &Publish<'_>,
-    ) -> Result<(), Violation> {
+    ) -> Result<usize, Violation> {
         let Some(session) = self.sessions.get_mut(client) else {
-            return Ok(());
+            return Ok(0);
         };
         if session.unreleased.contains(&publish.id) {
-            return Ok(());
+            return Ok(0);
         }
         if session.unreleased.len() >= self.limits.max_unreleased {
             return Err(Violation("too many messages that are not released"));
         }
         session.unreleased.insert(publish.id);
-        self.publish(conn, publish);
-        Ok(())
+        Ok(self.publish(conn, publish))
     }
 
-    fn distribute(&mut self, conn: &mut Conn<'_, Self>, message: &Rc<Message>, retain: bool) {
+    fn distribute(
+        &mut self,
+        conn: &mut Conn<'_, Self>,
+        message: &Rc<Message>,
+        retain: bool,
+    ) -> usize {
         self.counters.published += 1;
         if retain {
             self.retain(message);
         }
-        for (client, granted) in self.subscriptions.matching(&message.topic) {
+        let Matching { clients, work } = self.subscriptions.matching(&message.topic);
+        for (client, granted) in clients {
             self.deliver(conn, &client, Delivery::new(message, granted, false));
         }
+        work
     }
 
     /// Keeps a message for later subscribers, in place of the topic's last one. A message without

@@ -62,6 +62,13 @@ impl Broker {
         Raw(client)
     }
 
+    /// Lets the broker find all that `act` sends at once.
+    pub fn stopped(&self, act: impl FnOnce()) {
+        self.child.signal("STOP");
+        act();
+        self.child.signal("CONT");
+    }
+
     /// Ends the broker in order, and returns one of its counters.
     #[track_caller]
     pub fn finish(self, counter: &str) -> u64 {
