@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
 use std::rc::Rc;
+use std::time::Duration;
 
 use clap::Args;
 use portcullis::{Close, Conn};
@@ -19,6 +20,10 @@ const MAX_TEXT: usize = 1024;
 /// What clients can make the broker keep.
 #[derive(Debug, Args)]
 pub struct Limits {
+    /// Seconds that a client has for CONNECT
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub connect_timeout: u64,
+
     /// Sessions; for one more, the session whose client has been away for longest is dropped
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_one)]
     pub max_sessions: usize,
@@ -105,6 +110,10 @@ impl Broker {
             memory: Memory::default(),
             counters: Counters::default(),
         }
+    }
+
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_secs(self.limits.connect_timeout)
     }
 
     // Sessions.

@@ -14,6 +14,8 @@ use crate::packet::{
 
 /// The timer that ends a pause.
 const RESUME: u8 = 0;
+/// The timer that ends a connection without CONNECT.
+const TOO_LATE: u8 = 1;
 /// The work of messages after which other connections get their turns: a few milliseconds.
 const MAX_WORK: usize = 32 * 1024;
 
@@ -26,6 +28,11 @@ pub struct Client {
 }
 
 impl Handler<Broker> for Client {
+    fn on_open(&mut self, cx: &mut Context<'_, Broker>) -> Outcome {
+        cx.conn.set_timer(TOO_LATE, cx.app.connect_timeout());
+        Ok(())
+    }
+
     fn on_frame(&mut self, cx: &mut Context<'_, Broker>, frame: &[u8]) -> Outcome {
         let outcome = self.handle(cx, frame);
         if outcome.is_err() {
@@ -48,7 +55,10 @@ impl Handler<Broker> for Client {
         Ok(())
     }
 
-    fn on_timer(&mut self, cx: &mut Context<'_, Broker>, _: u8) -> Outcome {
+    fn on_timer(&mut self, cx: &mut Context<'_, Broker>, key: u8) -> Outcome {
+        if key == TOO_LATE {
+            return Err(Close::because("no CONNECT in time"));
+        }
         cx.conn.resume();
         Ok(())
     }
@@ -108,6 +118,7 @@ impl Client {
     fn handle_first(&mut self, cx: &mut Context<'_, Broker>, packet: &Packet<'_>) -> Outcome {
         let result = match packet {
             Packet::Connect(connect) => {
+                cx.conn.cancel_timer(TOO_LATE);
                 set_keep_alive(cx, connect)?;
                 cx.app.connect(&mut cx.conn, connect)
             }

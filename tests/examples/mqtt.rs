@@ -340,6 +340,21 @@ fn retained_messages_are_replaced_and_removed() {
     assert_eq!(broker.finish("unretained"), 1);
 }
 
+/// However slowly it comes.
+#[test]
+fn a_client_without_connect_is_closed_in_time() {
+    let broker = Broker::start(&["--connect-timeout", "1"]);
+    let mut client = broker.client("client");
+    broker.open().await_end();
+    let user = field("u".repeat(60_000));
+    let bytes = connect_packet("slow", CLEAN | 0x80, 0, &[user]);
+    let sent = broker.open().trickle(&bytes);
+    assert!(sent < 500, "{sent} bytes");
+    // It counts for CONNECT alone.
+    client.ping();
+    broker.finish("published");
+}
+
 /// One client has subscribed to every way of writing a topic with wildcards.
 #[test]
 fn messages_that_are_much_work_leave_others_their_turns() {
