@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kit::net::{connect, local, packet2, packet4, spawn};
 use kit::script::connect_narrow;
@@ -501,4 +502,56 @@ fn an_endless_answer_to_a_fast_reader_does_not_leave_it_unread() {
             assert_eq!(*sim.app(), round, "{word}");
         }
     }
+}
+
+/// Sends this number of pieces, each when the last one has left.
+struct Download(usize);
+
+impl Download {
+    fn send_piece(&mut self, cx: &mut Context<'_, Vec<CloseReason>>) -> Outcome {
+        if self.0 == 0 {
+            cx.conn.close();
+            return Ok(());
+        }
+        self.0 -= 1;
+        cx.conn.send(vec![7; 64 * 1024])?;
+        cx.conn.notify_flushed();
+        Ok(())
+    }
+}
+
+impl Handler<Vec<CloseReason>> for Download {
+    fn on_frame(&mut self, cx: &mut Context<'_, Vec<CloseReason>>, _: &[u8]) -> Outcome {
+        cx.conn.pause();
+        self.send_piece(cx)
+    }
+
+    fn on_flushed(&mut self, cx: &mut Context<'_, Vec<CloseReason>>) -> Outcome {
+        self.send_piece(cx)
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Vec<CloseReason>>, closed: &portcullis::Closed) {
+        cx.app.push(closed.reason);
+    }
+}
+
+/// Its pieces are below the high watermark: nothing but the pause keeps the idle timeout away.
+#[test]
+fn a_slow_download_is_not_idle_while_it_is_paused() {
+    let mut sim = Sim::new(1, Config::new(), Vec::new());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Raw);
+    let addr = sim.listen(listen, |_: &mut Vec<CloseReason>, _| Download(20));
+    let client = sim.connect(addr.expect("listen")).expect("it listens");
+    sim.set_reading(client, false);
+    sim.set_send_buffer(client, 5000);
+    sim.send(client, b"go");
+    let mut received = 0;
+    // Some 260 s, where the idle timeout is 120 s.
+    while sim.app().is_empty() {
+        sim.read(client, 5000);
+        sim.advance(Duration::from_secs(1));
+        received += sim.received(client).len();
+    }
+    assert_eq!(*sim.app(), [CloseReason::Closed]);
+    assert_eq!(received, 20 * 64 * 1024);
 }
