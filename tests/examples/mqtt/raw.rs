@@ -63,6 +63,10 @@ impl Broker {
         Raw(client)
     }
 
+    pub fn peak_memory(&self) -> usize {
+        self.child.peak_memory()
+    }
+
     /// Lets the broker find all that `act` sends at once.
     pub fn stopped(&self, act: impl FnOnce()) {
         self.child.signal("STOP");

@@ -208,6 +208,33 @@ fn retained_messages_are_not_queued_above_that_limit() {
     assert!(broker.finish("unretained") > 40);
 }
 
+/// The queue of a session that has been long is not kept so.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_queue_that_was_long_gives_its_memory_back() {
+    const MESSAGES: u16 = 10_000;
+    let broker = Broker::start(&[]);
+    let mut publisher = broker.client("publisher");
+    let messages = (1..=MESSAGES).map(|id| publish_packet(3, &id.to_string(), id, b"x"));
+    publisher.send(&messages.collect::<Vec<_>>().concat());
+    (1..=MESSAGES).for_each(|_| drop(publisher.packet()));
+    let serve_all = |number: usize| {
+        let (mut client, _) = broker.kept_client(&number.to_string());
+        client.subscribe("#", 1);
+        for _ in 0..MESSAGES {
+            let id = client.message().id;
+            client.acknowledge(id);
+        }
+        client.disconnect();
+    };
+    serve_all(0);
+    let before = broker.peak_memory();
+    (1..30).for_each(serve_all);
+    let grown = broker.peak_memory() - before;
+    assert!(grown < 5_000_000, "{grown} bytes");
+    broker.finish("published");
+}
+
 /// Neither it nor its messages delay another subscriber; with QoS 1 it gets all of them in the end.
 #[test]
 fn a_slow_subscriber_misses_messages_with_qos_0_alone() {
