@@ -12,8 +12,10 @@ pub type Failure = Cow<'static, str>;
 
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
-/// Estimated overhead of a key in bytes: table entries and the allocator's share.
-const KEY_OVERHEAD: usize = 192;
+/// Estimated overhead of a key in bytes: table entries, a deadline, and the allocator's share.
+const KEY_OVERHEAD: usize = 256;
+/// The table keeps room for this number of keys, and for four times as many as there are.
+const MIN_KEYS: usize = 1024;
 /// Estimated overhead of a list element in bytes.
 const ITEM_OVERHEAD: usize = 64;
 /// A list keeps this much room for elements, and as much again as it has.
@@ -350,6 +352,11 @@ impl Db {
         self.used -= entry.size(&key);
         if let Some(deadline) = entry.deadline {
             self.deadlines.remove(&(deadline, Rc::clone(&key)));
+        }
+        // The room of removed keys is not counted.
+        let length = self.entries.len();
+        if self.entries.capacity() > 4 * length + MIN_KEYS {
+            self.entries.shrink_to(2 * length);
         }
         Some((key, entry))
     }

@@ -274,6 +274,47 @@ fn stored_bytes_are_what_is_counted() {
     terminate(server);
 }
 
+/// The room of removed keys does not escape the account either.
+#[cfg(target_os = "linux")]
+#[test]
+fn removed_keys_leave_room_for_others() {
+    let (server, addr) = start(&["--maxmemory", "50000000"]);
+    let mut client = Client::new(addr);
+    let before = server.peak_memory();
+    let names: Vec<_> = (0..1000).map(|number| format!("{number:03}")).collect();
+    let mut fill = |words: &dyn Fn(usize) -> Vec<String>| {
+        let commands = (0..).map(|round| command(&words(round)));
+        let stored = commands.take_while(|command| {
+            client.send(command);
+            !client.reply().starts_with("-OOM")
+        });
+        let stored = stored.count();
+        let keys = |round| names.iter().map(move |name| format!("{name} {round}"));
+        for round in 0..stored {
+            let words = ["DEL".to_owned()].into_iter().chain(keys(round));
+            client.send(command(&words.collect::<Vec<_>>()));
+            client.reply();
+        }
+        stored
+    };
+    let value = |name: &String, round| [format!("{name} {round}"), String::new()];
+    let pairs = |round| names.iter().flat_map(move |name| value(name, round));
+    let with_keys = |round| {
+        ["MSET".to_owned()]
+            .into_iter()
+            .chain(pairs(round))
+            .collect()
+    };
+    assert!((100..300).contains(&fill(&with_keys)));
+    let items = vec![String::new(); 1000];
+    let with_items = |_| [&["RPUSH".to_owned(), "list".to_owned()], &items[..]].concat();
+    assert!(fill(&with_items) > 500);
+    let grown = server.peak_memory() - before;
+    assert!(grown < 55_000_000, "{grown} bytes");
+    drop(client);
+    terminate(server);
+}
+
 /// Commands of a million empty arguments are no more memory than their bytes, once they are run.
 #[cfg(target_os = "linux")]
 #[test]
