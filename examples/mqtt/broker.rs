@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
 use std::rc::Rc;
+use std::time::Duration;
 
 use clap::Args;
 use portcullis::{Close, Conn};
@@ -11,7 +12,7 @@ use portcullis::{Close, Conn};
 use crate::message::{Delivery, Memory, Message};
 use crate::packet::{Connect, ConnectCode, Publish, Qos, Violation};
 use crate::session::Session;
-use crate::topics::{self, Subscriptions};
+use crate::topics::{self, Matching, Subscriptions};
 
 /// Bytes of the longest client identifier and the longest filter that are kept.
 const MAX_TEXT: usize = 1024;
@@ -19,6 +20,10 @@ const MAX_TEXT: usize = 1024;
 /// What clients can make the broker keep.
 #[derive(Debug, Args)]
 pub struct Limits {
+    /// Seconds that a client has for CONNECT
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub connect_timeout: u64,
+
     /// Sessions; for one more, the session whose client has been away for longest is dropped
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_one)]
     pub max_sessions: usize,
@@ -105,6 +110,10 @@ impl Broker {
             memory: Memory::default(),
             counters: Counters::default(),
         }
+    }
+
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_secs(self.limits.connect_timeout)
     }
 
     // Sessions.
@@ -252,11 +261,15 @@ impl Broker {
         let Some(session) = self.sessions.get_mut(client) else {
             return;
         };
+        let Some(mut conn) = session.conn.and_then(|id| conn.peer(id)) else {
+            return;
+        };
         // All of them find room, even if the queue is full of other messages.
         let max_queued = self
             .limits
             .max_queued
             .saturating_add(self.limits.max_retained);
+        let window = self.limits.max_in_flight.into();
         let prefix = topics::prefix(filter);
         let range = (Bound::Included(prefix), Bound::Unbounded);
         let candidates = self.retained.range::<str, _>(range);
@@ -264,21 +277,26 @@ impl Broker {
             .take_while(|(topic, _)| topic.starts_with(prefix))
             .filter(|(topic, _)| topics::matches(filter, topic));
         for (_, message) in matching {
-            if session.queued() >= max_queued {
+            let is_memory_full = self.memory.used() > self.limits.max_stored;
+            if is_memory_full {
+                // What can be sent at once is not kept.
+                session.flush(&mut conn, window);
+            }
+            if session.queued() >= max_queued || is_memory_full && !session.is_idle() {
                 self.counters.overflowed += 1;
                 break;
             }
             session.push(Delivery::new(message, granted, true));
         }
-        self.flush(conn, client);
+        session.flush(&mut conn, window);
     }
 
     // Messages.
 
-    /// Handles a message of a client.
-    pub fn publish(&mut self, conn: &mut Conn<'_, Self>, publish: &Publish<'_>) {
+    /// Handles a message of a client. Returns the work of it, in visited levels and subscriptions.
+    pub fn publish(&mut self, conn: &mut Conn<'_, Self>, publish: &Publish<'_>) -> usize {
         let message = Message::new(publish, &self.memory);
-        self.distribute(conn, &message, publish.retain);
+        self.distribute(conn, &message, publish.retain)
     }
 
     /// As [`Broker::publish`], for QoS 2: a message that was sent again is published once.
@@ -287,29 +305,35 @@ impl Broker {
         conn: &mut Conn<'_, Self>,
         client: &str,
         publish: &Publish<'_>,
-    ) -> Result<(), Violation> {
+    ) -> Result<usize, Violation> {
         let Some(session) = self.sessions.get_mut(client) else {
-            return Ok(());
+            return Ok(0);
         };
         if session.unreleased.contains(&publish.id) {
-            return Ok(());
+            return Ok(0);
         }
         if session.unreleased.len() >= self.limits.max_unreleased {
             return Err(Violation("too many messages that are not released"));
         }
         session.unreleased.insert(publish.id);
-        self.publish(conn, publish);
-        Ok(())
+        Ok(self.publish(conn, publish))
     }
 
-    fn distribute(&mut self, conn: &mut Conn<'_, Self>, message: &Rc<Message>, retain: bool) {
+    fn distribute(
+        &mut self,
+        conn: &mut Conn<'_, Self>,
+        message: &Rc<Message>,
+        retain: bool,
+    ) -> usize {
         self.counters.published += 1;
         if retain {
             self.retain(message);
         }
-        for (client, granted) in self.subscriptions.matching(&message.topic) {
+        let Matching { clients, work } = self.subscriptions.matching(&message.topic);
+        for (client, granted) in clients {
             self.deliver(conn, &client, Delivery::new(message, granted, false));
         }
+        work
     }
 
     /// Keeps a message for later subscribers, in place of the topic's last one. A message without

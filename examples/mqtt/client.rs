@@ -14,14 +14,25 @@ use crate::packet::{
 
 /// The timer that ends a pause.
 const RESUME: u8 = 0;
+/// The timer that ends a connection without CONNECT.
+const TOO_LATE: u8 = 1;
+/// The work of messages after which other connections get their turns: a few milliseconds.
+const MAX_WORK: usize = 32 * 1024;
 
 #[derive(Default)]
 pub struct Client {
     /// The client's identifier, from CONNECT on.
     id: Option<Rc<str>>,
+    /// The work of its messages since the last pause.
+    work: usize,
 }
 
 impl Handler<Broker> for Client {
+    fn on_open(&mut self, cx: &mut Context<'_, Broker>) -> Outcome {
+        cx.conn.set_timer(TOO_LATE, cx.app.connect_timeout());
+        Ok(())
+    }
+
     fn on_frame(&mut self, cx: &mut Context<'_, Broker>, frame: &[u8]) -> Outcome {
         let outcome = self.handle(cx, frame);
         if outcome.is_err() {
@@ -44,7 +55,10 @@ impl Handler<Broker> for Client {
         Ok(())
     }
 
-    fn on_timer(&mut self, cx: &mut Context<'_, Broker>, _: u8) -> Outcome {
+    fn on_timer(&mut self, cx: &mut Context<'_, Broker>, key: u8) -> Outcome {
+        if key == TOO_LATE {
+            return Err(Close::because("no CONNECT in time"));
+        }
         cx.conn.resume();
         Ok(())
     }
@@ -64,7 +78,13 @@ impl Client {
             Packet::Connect(_) | Packet::OtherVersion => {
                 return Err(Violation("a second CONNECT").into())
             }
-            Packet::Publish(publish) => handle_publish(cx, id, &publish)?,
+            Packet::Publish(publish) => {
+                self.work += handle_publish(cx, id, &publish)?;
+                if self.work >= MAX_WORK {
+                    self.work = 0;
+                    pause(cx);
+                }
+            }
             Packet::PubAck(acknowledged) => {
                 if let Some(session) = cx.app.session(id) {
                     session.acknowledge(acknowledged);
@@ -98,6 +118,7 @@ impl Client {
     fn handle_first(&mut self, cx: &mut Context<'_, Broker>, packet: &Packet<'_>) -> Outcome {
         let result = match packet {
             Packet::Connect(connect) => {
+                cx.conn.cancel_timer(TOO_LATE);
                 set_keep_alive(cx, connect)?;
                 cx.app.connect(&mut cx.conn, connect)
             }
@@ -130,6 +151,12 @@ impl Client {
     }
 }
 
+/// Until the next iteration: other connections get their turns before the next packet.
+fn pause(cx: &mut Context<'_, Broker>) {
+    cx.conn.pause();
+    cx.conn.set_timer(RESUME, Duration::ZERO);
+}
+
 /// One and a half times what the client has announced (section 3.1.2.10).
 fn set_keep_alive(cx: &mut Context<'_, Broker>, connect: &Connect<'_>) -> Outcome {
     let timeout = match connect.keep_alive {
@@ -140,27 +167,22 @@ fn set_keep_alive(cx: &mut Context<'_, Broker>, connect: &Connect<'_>) -> Outcom
     Ok(())
 }
 
+/// Returns the work of the message.
 fn handle_publish(
     cx: &mut Context<'_, Broker>,
     client: &Rc<str>,
     publish: &Publish<'_>,
-) -> Outcome {
-    let answer = match publish.qos {
-        Qos::AtMostOnce => {
-            cx.app.publish(&mut cx.conn, publish);
-            return Ok(());
-        }
-        Qos::AtLeastOnce => {
-            cx.app.publish(&mut cx.conn, publish);
-            PUBACK
-        }
+) -> Result<usize, Close> {
+    let (work, answer) = match publish.qos {
+        Qos::AtMostOnce => return Ok(cx.app.publish(&mut cx.conn, publish)),
+        Qos::AtLeastOnce => (cx.app.publish(&mut cx.conn, publish), PUBACK),
         Qos::ExactlyOnce => {
-            cx.app.publish_once(&mut cx.conn, client, publish)?;
-            PUBREC
+            let work = cx.app.publish_once(&mut cx.conn, client, publish)?;
+            (work, PUBREC)
         }
     };
     cx.conn.send(ack(answer, publish.id))?;
-    Ok(())
+    Ok(work)
 }
 
 fn handle_subscribe(
@@ -182,8 +204,7 @@ fn handle_subscribe(
             cx.app.send_retained(&mut cx.conn, client, filter, granted);
         }
     }
-    // The search may be long: other connections get their turns before the next packet.
-    cx.conn.pause();
-    cx.conn.set_timer(RESUME, Duration::ZERO);
+    // The search may be long.
+    pause(cx);
     Ok(())
 }

@@ -95,8 +95,8 @@ fn listen(options: &Options) -> Listen {
     let mut listen = Listen::tcp(options.listen.as_str(), framing).name("mqtt");
     let conn = &mut listen.conn;
     conn.max_frame = Some(options.max_packet);
-    // Until CONNECT; then the client's own keep alive counts.
-    conn.idle_timeout = Duration::from_secs(10);
+    // Until CONNECT the handler's timer counts; then the client's own keep alive.
+    conn.idle_timeout = Duration::MAX;
     // What a subscriber gets is no answer to what it sends, and its acknowledgements must be read
     // while it is slow. Messages stop at the high watermark: what is above is for answers.
     conn.full_duplex = true;

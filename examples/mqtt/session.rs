@@ -11,6 +11,9 @@ use crate::broker::Broker;
 use crate::message::{Charge, Delivery, Message};
 use crate::packet::Qos;
 
+/// Messages for which an empty queue keeps room.
+const MIN_ROOM: usize = 64;
+
 #[derive(Default)]
 pub struct Session {
     /// The client's connection, unless the client is away.
@@ -67,6 +70,21 @@ impl Session {
                 break;
             }
         }
+        self.shrink();
+    }
+
+    /// Gives back the room of messages that have left: it is not counted.
+    fn shrink(&mut self) {
+        let queues = [
+            &mut self.at_most_once,
+            &mut self.at_least_once,
+            &mut self.in_flight,
+        ];
+        for queue in queues {
+            if queue.capacity() > 4 * queue.len() + MIN_ROOM {
+                queue.shrink_to(2 * queue.len());
+            }
+        }
     }
 
     fn next_in_flight(&mut self, window: usize) -> Option<(Vec<u8>, Arc<[u8]>)> {
@@ -98,6 +116,7 @@ impl Session {
         let place = self.in_flight.iter().position(|sent| sent.id == Some(id));
         if let Some(place) = place {
             self.in_flight.remove(place);
+            self.shrink();
         }
     }
 
@@ -109,5 +128,6 @@ impl Session {
         self.at_most_once.clear();
         self.in_flight.append(&mut self.at_least_once);
         std::mem::swap(&mut self.in_flight, &mut self.at_least_once);
+        self.shrink();
     }
 }

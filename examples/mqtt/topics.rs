@@ -99,15 +99,16 @@ impl Subscriptions {
         }
     }
 
-    /// Returns the clients with a filter that matches `topic`, each with its highest QoS.
-    pub fn matching(&self, topic: &str) -> BTreeMap<Rc<str>, Qos> {
-        let mut found = BTreeMap::new();
+    /// Returns the clients with a filter that matches `topic`, and the work of the search.
+    pub fn matching(&self, topic: &str) -> Matching {
+        let mut found = Matching::default();
         self.collect(Some(topic), is_in_reach_of_wildcards(topic), &mut found);
         found
     }
 
     /// Recurses as deep as the longest filter, whose levels have a limit.
-    fn collect(&self, topic: Option<&str>, wildcards: bool, found: &mut BTreeMap<Rc<str>, Qos>) {
+    fn collect(&self, topic: Option<&str>, wildcards: bool, found: &mut Matching) {
+        found.work += 1;
         let wildcard = |level| self.below.get(level).filter(|_| wildcards);
         // `#` matches the level above too.
         if let Some(all) = wildcard("#") {
@@ -121,10 +122,20 @@ impl Subscriptions {
         }
     }
 
-    fn add_clients(&self, found: &mut BTreeMap<Rc<str>, Qos>) {
+    fn add_clients(&self, found: &mut Matching) {
+        found.work += self.clients.len();
         for (client, &qos) in &self.clients {
-            let highest = found.entry(Rc::clone(client)).or_insert(qos);
+            let highest = found.clients.entry(Rc::clone(client)).or_insert(qos);
             *highest = qos.max(*highest);
         }
     }
+}
+
+/// The clients that get a message.
+#[derive(Default)]
+pub struct Matching {
+    /// Each with the highest QoS of its filters.
+    pub clients: BTreeMap<Rc<str>, Qos>,
+    /// Number of levels and of subscriptions that were visited.
+    pub work: usize,
 }

@@ -2,7 +2,7 @@
 
 use portcullis::Context;
 
-use crate::db::Failure;
+use crate::db::{self, Failure};
 use crate::protocol::Reply;
 use crate::{connection, keys, lists, pubsub, strings, App, Client};
 
@@ -64,7 +64,12 @@ pub fn run(
             format!("ERR Can't execute '{name}': only {allowed} are allowed in this context");
         return Err(error.into());
     }
-    if matches!(class, Grows | Subscribes) && !cx.app.db.has_room(args) {
+    let has_room = match class {
+        Plain | Subscriber => true,
+        Grows => cx.app.db.has_room(args, db::key_size),
+        Subscribes => cx.app.db.has_room(args, pubsub::subscription_size),
+    };
+    if !has_room {
         return Err(OOM.into());
     }
     cx.app.commands += 1;

@@ -12,10 +12,14 @@ pub type Failure = Cow<'static, str>;
 
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
-/// Estimated overhead of a key in bytes: table entries and the allocator's share.
-const KEY_OVERHEAD: usize = 192;
-/// Estimated overhead of a list element or a subscription in bytes.
-const ITEM_OVERHEAD: usize = 48;
+/// Estimated overhead of a key in bytes: table entries, a deadline, and the allocator's share.
+const KEY_OVERHEAD: usize = 256;
+/// The table keeps room for this number of keys, and for four times as many as there are.
+const MIN_KEYS: usize = 1024;
+/// Estimated overhead of a list element in bytes.
+const ITEM_OVERHEAD: usize = 64;
+/// A list keeps this much room for elements, and as much again as it has.
+const MIN_ROOM: usize = 64;
 /// Minimum length of a string that replies share; a shorter one is copied.
 const MIN_SHARED: usize = 64 * 1024;
 /// Maximum number of keys that one step of the active expiry removes.
@@ -123,6 +127,7 @@ impl List {
             End::Right => self.items.pop_back(),
         }?;
         self.size -= item_size(&item);
+        self.shrink();
         Some(item)
     }
 
@@ -130,12 +135,26 @@ impl List {
     pub fn rebuild(&mut self, change: impl FnOnce(&mut VecDeque<Vec<u8>>)) {
         change(&mut self.items);
         self.size = self.items.iter().map(|item| item_size(item)).sum();
+        self.shrink();
+    }
+
+    /// Gives back the room of removed elements: it is not counted.
+    fn shrink(&mut self) {
+        let length = self.items.len();
+        if self.items.capacity() > 2 * length + MIN_ROOM {
+            self.items.shrink_to(length + length / 2);
+        }
     }
 }
 
-/// Returns the counted size of a list element or a subscription.
-pub fn item_size(item: &[u8]) -> usize {
+fn item_size(item: &[u8]) -> usize {
     item.len() + ITEM_OVERHEAD
+}
+
+/// Returns the counted size of a key without its value. No other argument of a command that stores
+/// takes more.
+pub fn key_size(key: &[u8]) -> usize {
+    key.len() + KEY_OVERHEAD
 }
 
 struct Entry {
@@ -146,7 +165,7 @@ struct Entry {
 
 impl Entry {
     fn size(&self, key: &[u8]) -> usize {
-        key.len() + KEY_OVERHEAD + self.value.size()
+        key_size(key) + self.value.size()
     }
 }
 
@@ -195,12 +214,9 @@ impl Db {
         self.deadlines.len()
     }
 
-    /// Returns whether a command with these arguments may store all of them.
-    pub fn has_room(&self, arguments: &[&[u8]]) -> bool {
-        // No argument takes more than a key does.
-        let sizes = arguments
-            .iter()
-            .map(|argument| argument.len() + KEY_OVERHEAD);
+    /// Returns whether a command may store these arguments, each of this size.
+    pub fn has_room(&self, arguments: &[&[u8]], size: impl Fn(&[u8]) -> usize) -> bool {
+        let sizes = arguments.iter().map(|argument| size(argument));
         self.used + sizes.sum::<usize>() <= self.max
     }
 
@@ -336,6 +352,11 @@ impl Db {
         self.used -= entry.size(&key);
         if let Some(deadline) = entry.deadline {
             self.deadlines.remove(&(deadline, Rc::clone(&key)));
+        }
+        // The room of removed keys is not counted.
+        let length = self.entries.len();
+        if self.entries.capacity() > 4 * length + MIN_KEYS {
+            self.entries.shrink_to(2 * length);
         }
         Some((key, entry))
     }

@@ -17,7 +17,7 @@ const MAX_HEADER: usize = 32;
 
 /// A longer reply is given away, and so not copied again.
 const MAX_SPARE: usize = 4096;
-/// More arguments are not kept from command to command.
+/// The places of more words are not kept: they take more memory than a command of short ones.
 const MAX_KEPT: usize = 1024;
 
 /// Cuts the stream into whole commands of at most `limit` bytes, inline commands included, and
@@ -28,7 +28,7 @@ pub struct Commands {
     at: usize,
     /// Number of arguments behind `at`.
     missing: i64,
-    /// Where the words of the command begin and end. A command is shorter than 4 GiB.
+    /// Where the first words of the command begin and end. A command is shorter than 4 GiB.
     words: Vec<(u32, u32)>,
 }
 
@@ -47,23 +47,36 @@ impl Commands {
     /// neither. Inline commands are split at blanks; quotes mean nothing.
     pub fn words<'a>(&self, command: &'a [u8]) -> Vec<&'a [u8]> {
         let word = |&(begin, end): &(u32, u32)| command.get(begin as usize..end as usize);
-        self.words.iter().filter_map(word).collect()
+        let words = self.words.iter().filter_map(word);
+        words.chain(self.further_words(command)).collect()
     }
 
-    fn begin(&mut self) {
-        if self.words.capacity() > MAX_KEPT {
-            self.words = Vec::new();
-        }
-        self.words.clear();
+    /// Returns the words behind those whose places are kept.
+    fn further_words<'a>(&self, command: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        let is_inline = !command.starts_with(b"*");
+        let mut at = match self.words.last() {
+            Some(&(_, end)) if self.words.len() == MAX_KEPT => end as usize,
+            _ => command.len(),
+        };
+        std::iter::from_fn(move || {
+            let word = match is_inline {
+                true => inline_word(command, at),
+                false => bulk(command, at + 2, usize::MAX).ok().flatten(),
+            }?;
+            at = word.end;
+            command.get(word)
+        })
     }
 
     fn push(&mut self, word: Range<usize>) {
-        self.words.push((word.start as u32, word.end as u32));
+        if self.words.len() < MAX_KEPT {
+            self.words.push((word.start as u32, word.end as u32));
+        }
     }
 
     fn scan(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
         if self.at == 0 {
-            self.begin();
+            self.words.clear();
         }
         if !input.starts_with(b"*") {
             return self.scan_inline(input);
@@ -93,16 +106,10 @@ impl Commands {
         match new.iter().position(|&byte| byte == b'\n') {
             Some(end) if self.at + end < MAX_INLINE => {
                 let end = self.at + end + 1;
-                let mut begin = 0;
-                for word in input
-                    .get(..end)
-                    .unwrap_or_default()
-                    .split(u8::is_ascii_whitespace)
-                {
-                    if !word.is_empty() {
-                        self.push(begin..begin + word.len());
-                    }
-                    begin += word.len() + 1;
+                let (line, mut at) = (input.get(..end).unwrap_or_default(), 0);
+                while let Some(word) = inline_word(line, at) {
+                    at = word.end;
+                    self.push(word);
                 }
                 return Ok(frame(end));
             }
@@ -128,6 +135,15 @@ impl Framer for Commands {
         }
         Ok(decoded)
     }
+}
+
+/// Returns where the next word of an inline command is, from `at` on.
+fn inline_word(line: &[u8], at: usize) -> Option<Range<usize>> {
+    let rest = line.get(at..)?;
+    let blanks = rest.iter().position(|byte| !byte.is_ascii_whitespace())?;
+    let word = rest.get(blanks..)?.iter().position(u8::is_ascii_whitespace);
+    let begin = at + blanks;
+    Some(begin..word.map_or(line.len(), |length| begin + length))
 }
 
 /// Reads `*3` at the front of a command: the number of arguments, and where the first one begins.

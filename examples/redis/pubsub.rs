@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use portcullis::{ConnId, Context, SendError};
 
 use crate::commands::OOM;
-use crate::db::{item_size, Failure};
+use crate::db::Failure;
 use crate::glob;
 use crate::protocol::Reply;
 use crate::{App, Client};
@@ -21,6 +21,23 @@ pub type Topic = (Kind, Vec<u8>);
 
 /// The subscribers of each topic that has any.
 pub type Topics = BTreeMap<Topic, BTreeSet<ConnId>>;
+
+/// Estimated overhead in bytes of a topic, and of each of its subscribers.
+const TOPIC_OVERHEAD: usize = 288;
+const SUBSCRIBER_OVERHEAD: usize = 112;
+
+fn topic_size(topic: &[u8]) -> usize {
+    topic.len() + TOPIC_OVERHEAD
+}
+
+fn subscriber_size(topic: &[u8]) -> usize {
+    topic.len() + SUBSCRIBER_OVERHEAD
+}
+
+/// Returns the counted size of a subscription to a new topic, which is kept twice.
+pub fn subscription_size(topic: &[u8]) -> usize {
+    topic_size(topic) + subscriber_size(topic)
+}
 
 /// In [`Topics`], the channels end here and the patterns begin.
 const PATTERNS: Topic = (Kind::Pattern, Vec::new());
@@ -91,22 +108,29 @@ pub fn run(
     Ok(true)
 }
 
-/// A topic counts for `--maxmemory`, once for each of its subscribers.
+/// A topic counts for `--maxmemory`, and so does each of its subscribers.
 fn subscribe(client: &mut Client, cx: &mut Context<'_, App>, topic: Topic) {
-    if client.topics.insert(topic.clone()) {
-        cx.app.db.used += item_size(&topic.1);
-        cx.app.topics.entry(topic).or_default().insert(cx.conn.id());
+    if !client.topics.insert(topic.clone()) {
+        return;
     }
+    let used = &mut cx.app.db.used;
+    *used += subscriber_size(&topic.1);
+    let subscribers = cx.app.topics.entry(topic).or_insert_with_key(|topic| {
+        *used += topic_size(&topic.1);
+        BTreeSet::new()
+    });
+    subscribers.insert(cx.conn.id());
 }
 
 fn unsubscribe(client: &mut Client, cx: &mut Context<'_, App>, topic: &Topic) {
     if !client.topics.remove(topic) {
         return;
     }
-    cx.app.db.used -= item_size(&topic.1);
+    cx.app.db.used -= subscriber_size(&topic.1);
     if let Some(subscribers) = cx.app.topics.get_mut(topic) {
         subscribers.remove(&cx.conn.id());
         if subscribers.is_empty() {
+            cx.app.db.used -= topic_size(&topic.1);
             cx.app.topics.remove(topic);
         }
     }

@@ -22,7 +22,7 @@ pub struct Session {
     /// The kind of the message that has begun, and its fragments.
     opcode: Opcode,
     message: Vec<u8>,
-    /// The server has sent its close frame, and waits for the client's.
+    /// The server has sent its close frame, behind which it sends nothing (section 5.5.1).
     has_closed: bool,
 }
 
@@ -48,7 +48,7 @@ impl Session {
             return self.deliver(cx, fragment);
         }
         if self.message.len() + fragment.len() > cx.app.max_message {
-            return fail(cx, Violation::TOO_BIG);
+            return self.fail(cx, Violation::TOO_BIG);
         }
         self.message.extend_from_slice(fragment);
         if header.fin {
@@ -60,7 +60,7 @@ impl Session {
 
     fn deliver(&mut self, cx: &mut Context<'_, App>, message: &[u8]) -> Outcome {
         if self.opcode == Opcode::Text && std::str::from_utf8(message).is_err() {
-            return fail(cx, Violation::NOT_UTF8);
+            return self.fail(cx, Violation::NOT_UTF8);
         }
         let frame = frame(self.opcode, message);
         if self.place == Place::Echo {
@@ -78,6 +78,28 @@ impl Session {
         Ok(())
     }
 
+    /// Closes because of a message that its frames alone did not give away.
+    fn fail(&mut self, cx: &mut Context<'_, App>, violation: Violation) -> Outcome {
+        self.say_goodbye(cx, violation.code, violation.to_string())?;
+        Err(violation.into())
+    }
+
+    /// Sends the close frame, once.
+    fn say_goodbye(
+        &mut self,
+        cx: &mut Context<'_, App>,
+        code: u16,
+        reason: impl AsRef<[u8]>,
+    ) -> Outcome {
+        // No message of another member follows.
+        cx.app.room.remove(&cx.conn.id());
+        if !std::mem::replace(&mut self.has_closed, true) {
+            let payload = [&code.to_be_bytes()[..], reason.as_ref()].concat();
+            cx.conn.send(frame(Opcode::Close, &payload))?;
+        }
+        Ok(())
+    }
+
     /// Section 7: the close frame comes back, then the server closes first.
     fn close(&mut self, cx: &mut Context<'_, App>, payload: &[u8]) -> Outcome {
         let code = match payload {
@@ -85,14 +107,14 @@ impl Session {
             [high, low, reason @ ..] => {
                 let code = u16::from_be_bytes([*high, *low]);
                 if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
-                    return fail(cx, Violation::protocol("a close code that does not exist"));
+                    return self.fail(cx, Violation::protocol("a close code that does not exist"));
                 }
                 if std::str::from_utf8(reason).is_err() {
-                    return fail(cx, Violation::NOT_UTF8);
+                    return self.fail(cx, Violation::NOT_UTF8);
                 }
                 Some(code.to_be_bytes())
             }
-            _ => return fail(cx, Violation::protocol("half a close code")),
+            _ => return self.fail(cx, Violation::protocol("half a close code")),
         };
         if !self.has_closed {
             let code = code.as_ref().map_or(&[][..], |code| code);
@@ -121,6 +143,9 @@ impl Handler<App> for Session {
     }
 
     fn on_timer(&mut self, cx: &mut Context<'_, App>, _: u8) -> Outcome {
+        if self.has_closed {
+            return Ok(());
+        }
         cx.conn.send(frame(Opcode::Ping, b""))?;
         cx.conn.set_timer(PING, PING_EVERY);
         Ok(())
@@ -134,38 +159,22 @@ impl Handler<App> for Session {
             .and_then(|error| error.downcast_ref());
         let cause =
             error.and_then(|error: &FrameError| error.get_ref().downcast_ref::<Violation>());
-        match (closed.reason, cause) {
-            (CloseReason::FrameTooLarge, _) => say_goodbye(cx, &Violation::TOO_BIG),
-            (_, Some(violation)) => say_goodbye(cx, violation),
-            _ => Ok(()),
+        let violation = match closed.reason {
+            CloseReason::FrameTooLarge => Some(&Violation::TOO_BIG),
+            _ => cause,
+        };
+        match violation {
+            Some(violation) => self.say_goodbye(cx, violation.code, violation.to_string()),
+            None => Ok(()),
         }
     }
 
     /// 1001, going away: the client's close frame comes back, or the drain ends.
     fn on_drain(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        self.has_closed = true;
-        cx.conn
-            .send(frame(Opcode::Close, &1001_u16.to_be_bytes()))?;
-        Ok(())
+        self.say_goodbye(cx, 1001, "")
     }
 
     fn on_close(&mut self, cx: &mut Context<'_, App>, _: &Closed) {
         cx.app.room.remove(&cx.conn.id());
     }
-}
-
-fn say_goodbye(cx: &mut Context<'_, App>, violation: &Violation) -> Outcome {
-    let reason = [
-        &violation.code.to_be_bytes()[..],
-        violation.to_string().as_bytes(),
-    ]
-    .concat();
-    cx.conn.send(frame(Opcode::Close, &reason))?;
-    Ok(())
-}
-
-/// Closes because of a message that its frames alone did not give away.
-fn fail(cx: &mut Context<'_, App>, violation: Violation) -> Outcome {
-    say_goodbye(cx, &violation)?;
-    Err(violation.into())
 }

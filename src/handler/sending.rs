@@ -154,6 +154,10 @@ impl<A> Conn<'_, A> {
     /// has no effect either. That the peer has received the bytes is not known: only its answer
     /// says so.
     ///
+    /// A peer that takes a long answer sends nothing meanwhile, and the idle timeout does not stop
+    /// for pending output below the high watermark. Pause the connection ([`Conn::pause`]), so that
+    /// a slow download is not cut off.
+    ///
     /// ```
     /// # use std::{fs::File, io::Read};
     /// # use portcullis::{Context, Handler, Outcome};
@@ -175,6 +179,7 @@ impl<A> Conn<'_, A> {
     /// }
     /// impl Handler for Download {
     ///     fn on_frame(&mut self, cx: &mut Context<'_>, _request: &[u8]) -> Outcome {
+    ///         cx.conn.pause();
     ///         self.send_piece(cx)
     ///     }
     ///     fn on_flushed(&mut self, cx: &mut Context<'_>) -> Outcome {

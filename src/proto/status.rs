@@ -137,6 +137,11 @@ impl Events {
         self.0 & event.0 != 0
     }
 
+    /// True if events are pending, and all of them are about output.
+    pub(super) fn only_output(self) -> bool {
+        self.0 != 0 && self.0 & !(Self::WRITABLE.0 | Self::FLUSHED.0) == 0
+    }
+
     /// True if an event is pending, timers excluded.
     pub(super) fn any_but_timer(self) -> bool {
         self.0 & !Self::TIMER.0 != 0

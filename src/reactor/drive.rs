@@ -300,7 +300,8 @@ fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget
     if budget.bytes == 0 || budget.frames == 0 {
         return Read::Nothing;
     }
-    if conn.machine.has_events() {
+    let has_events = conn.machine.has_events();
+    if has_events && !(conn.machine.reports_only_output() && conn.can_read()) {
         return Read::Input(conn.machine.begin_buffered());
     }
     if !conn.can_read() && !conn.looks_for_end() {
@@ -312,12 +313,15 @@ fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget
         return Read::Nothing;
     }
     let allowance = allowance.min(host.max_read());
-    if allowance == 0 {
-        return Read::Nothing;
-    }
     let Some(parts) = host.parts() else {
         return Read::Nothing;
     };
+    if allowance == 0 {
+        return match has_events {
+            true => Read::Input(parts.conn.machine.begin_buffered()),
+            false => Read::Nothing,
+        };
+    }
     if parts.conn.machine.has_stash() {
         let Parts {
             conn, pool, now, ..

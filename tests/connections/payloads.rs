@@ -499,3 +499,116 @@ fn an_answer_in_pieces_is_whole_before_the_connection_closes_by_itself() {
         assert_eq!(*sim.app(), [reason]);
     }
 }
+
+/// Sends without end: a piece whenever the last one has left, or whenever there is room.
+struct Source;
+
+impl Source {
+    fn send_piece(cx: &mut Context<'_, usize>) -> Outcome {
+        cx.conn.send([7; 1000])?;
+        cx.conn.notify_flushed();
+        Ok(())
+    }
+
+    fn fill(cx: &mut Context<'_, usize>) -> Outcome {
+        while !cx.conn.is_congested() {
+            cx.conn.send([7; 1000])?;
+        }
+        Ok(())
+    }
+}
+
+impl Handler<usize> for Source {
+    fn on_frame(&mut self, cx: &mut Context<'_, usize>, word: &[u8]) -> Outcome {
+        *cx.app += 1;
+        match word {
+            b"pieces" => Self::send_piece(cx),
+            b"fill" => Self::fill(cx),
+            _ => Ok(()),
+        }
+    }
+
+    fn on_flushed(&mut self, cx: &mut Context<'_, usize>) -> Outcome {
+        Self::send_piece(cx)
+    }
+
+    fn on_writable(&mut self, cx: &mut Context<'_, usize>) -> Outcome {
+        Self::fill(cx)
+    }
+}
+
+/// The socket takes everything at once, so that there is always more to send.
+#[test]
+fn an_endless_answer_to_a_fast_reader_does_not_leave_it_unread() {
+    for word in ["pieces", "fill"] {
+        let mut sim = Sim::new(1, Config::new(), 0);
+        let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+            listen.conn.full_duplex = true;
+            listen.conn.high_watermark = 4000;
+            listen.conn.low_watermark = 1000;
+        });
+        let addr = sim.listen(listen, |_: &mut usize, _| Source);
+        let client = sim.connect(addr.expect("listen")).expect("it listens");
+        sim.set_send_buffer(client, 100_000_000);
+        sim.send(client, &packet2(word.as_bytes()));
+        for round in 2..10 {
+            (0..5).for_each(|_| sim.step());
+            assert!(!sim.received(client).is_empty());
+            sim.send(client, &packet2(b"word"));
+            (0..5).for_each(|_| sim.step());
+            assert_eq!(*sim.app(), round, "{word}");
+        }
+    }
+}
+
+/// Sends this number of pieces, each when the last one has left.
+struct Download(usize);
+
+impl Download {
+    fn send_piece(&mut self, cx: &mut Context<'_, Vec<CloseReason>>) -> Outcome {
+        if self.0 == 0 {
+            cx.conn.close();
+            return Ok(());
+        }
+        self.0 -= 1;
+        cx.conn.send(vec![7; 64 * 1024])?;
+        cx.conn.notify_flushed();
+        Ok(())
+    }
+}
+
+impl Handler<Vec<CloseReason>> for Download {
+    fn on_frame(&mut self, cx: &mut Context<'_, Vec<CloseReason>>, _: &[u8]) -> Outcome {
+        cx.conn.pause();
+        self.send_piece(cx)
+    }
+
+    fn on_flushed(&mut self, cx: &mut Context<'_, Vec<CloseReason>>) -> Outcome {
+        self.send_piece(cx)
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Vec<CloseReason>>, closed: &Closed) {
+        cx.app.push(closed.reason);
+    }
+}
+
+/// Its pieces are below the high watermark: nothing but the pause keeps the idle timeout away.
+#[test]
+fn a_slow_download_is_not_idle_while_it_is_paused() {
+    let mut sim = Sim::new(1, Config::new(), Vec::new());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Raw);
+    let addr = sim.listen(listen, |_: &mut Vec<CloseReason>, _| Download(20));
+    let client = sim.connect(addr.expect("listen")).expect("it listens");
+    sim.set_reading(client, false);
+    sim.set_send_buffer(client, 5000);
+    sim.send(client, b"go");
+    let mut received = 0;
+    // Some 260 s, where the idle timeout is 120 s.
+    while sim.app().is_empty() {
+        sim.read(client, 5000);
+        sim.advance(Duration::from_secs(1));
+        received += sim.received(client).len();
+    }
+    assert_eq!(*sim.app(), [CloseReason::Closed]);
+    assert_eq!(received, 20 * 64 * 1024);
+}

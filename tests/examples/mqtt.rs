@@ -339,3 +339,44 @@ fn retained_messages_are_replaced_and_removed() {
     client.ping();
     assert_eq!(broker.finish("unretained"), 1);
 }
+
+/// However slowly it comes.
+#[test]
+fn a_client_without_connect_is_closed_in_time() {
+    let broker = Broker::start(&["--connect-timeout", "1"]);
+    let mut client = broker.client("client");
+    broker.open().await_end();
+    let user = field("u".repeat(60_000));
+    let bytes = connect_packet("slow", CLEAN | 0x80, 0, &[user]);
+    let sent = broker.open().trickle(&bytes);
+    assert!(sent < 500, "{sent} bytes");
+    // It counts for CONNECT alone.
+    client.ping();
+    broker.finish("published");
+}
+
+/// One client has subscribed to every way of writing a topic with wildcards.
+#[test]
+fn messages_that_are_much_work_leave_others_their_turns() {
+    const LEVELS: usize = 8;
+    let broker = Broker::start(&["--max-subscriptions", "300"]);
+    let mut subscriber = broker.client("subscriber");
+    for number in 0..1 << LEVELS {
+        let level = |at| if number >> at & 1 == 0 { "+" } else { "a" };
+        let filter: Vec<_> = (0..LEVELS).map(level).collect();
+        subscriber.subscribe(&filter.join("/"), 0);
+    }
+    subscriber.subscribe("other", 0);
+    let [mut client, mut other] = ["client", "other"].map(|id| broker.client(id));
+    let topic = ["a"; LEVELS].join("/");
+    let messages = publish_packet(0, &topic, 0, b"").repeat(1000);
+    broker.stopped(|| {
+        client.send(&messages);
+        other.send(&publish_packet(0, "other", 0, b""));
+    });
+    let before = (0..1000).take_while(|_| subscriber.message().topic == topic);
+    let before = before.count();
+    assert!(before < 500, "{before} messages before another's");
+    client.ping();
+    broker.finish("published");
+}

@@ -159,6 +159,29 @@ fn last_words_name_the_rule() {
     terminate(server);
 }
 
+/// Whatever the client does then.
+#[test]
+fn nothing_follows_a_close_frame() {
+    let wrong: [&[u8]; 3] = [
+        b"\x81\x01x",                // not masked
+        b"\x88\x82\0\0\0\0\x03\xED", // a code that is never sent
+        b"\x88\x81\0\0\0\0\x03",     // half a code
+    ];
+    for bytes in wrong {
+        let (server, addr) = start(&[]);
+        let mut client = enter(addr, "/chat");
+        let stream = client.get_mut();
+        server.signal("TERM");
+        let mut close = [0; 4];
+        stream.read_exact(&mut close).expect("a close frame");
+        assert_eq!(close, [0x88, 2, 0x03, 0xE9], "1001, going away");
+        stream.write_all(bytes).expect("sent");
+        assert_eq!(read_to_end(stream), b"");
+        let (status, _, log) = server.finish();
+        assert!(status.success() && !log.contains("panicked"), "{log}");
+    }
+}
+
 #[test]
 fn the_room_hears_everything_in_order() {
     let (server, addr) = start(&[]);

@@ -271,8 +271,9 @@ pub enum Decoded {
 /// [`Decoded::Need`] it begins with the same bytes again, so that a framer may note how far it has
 /// scanned. It is at most the maximum frame
 /// ([`ConnConfig::max_frame`](crate::ConnConfig::max_frame)), 16 bytes for header and trailer, and
-/// one read of 64 KiB. Over TLS a record of 16 KiB comes on top. A payload above the maximum, or a
-/// frame above the maximum and 16 bytes, closes the connection as
+/// one read of 64 KiB. Over TLS a record of 16 KiB comes on top. Bytes that were received under a
+/// larger maximum, of another framing too, may be more. A payload above the maximum, or a frame
+/// above the maximum and 16 bytes, closes the connection as
 /// [`FrameTooLarge`](crate::CloseReason::FrameTooLarge).
 pub trait Framer {
     /// Looks for one frame at the front of `input`, which is never empty.

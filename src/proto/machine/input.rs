@@ -494,6 +494,13 @@ impl Machine {
             && self.parts().recv_buf.is_empty()
     }
 
+    /// True if the handler is to be notified of its output and of nothing else. The socket is read
+    /// before: a handler that answers with more output would leave its peer unread for ever.
+    pub(crate) fn reports_only_output(&self) -> bool {
+        let status = self.status;
+        status.life.is_open() && status.events.only_output() && !status.recv.has_frames_buffered()
+    }
+
     /// True if only a fresh "would block" proves that the kernel's buffer is empty, not a short
     /// read.
     #[inline]

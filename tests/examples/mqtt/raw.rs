@@ -1,10 +1,11 @@
 //! The broker as a program, and a client that sends the bytes it is given.
 
 use std::cell::RefCell;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use kit::net::{connect, example, ChildProcess};
 
@@ -60,6 +61,17 @@ impl Broker {
         let client = Arc::new(connect(self.addr));
         self.clients.borrow_mut().push(Arc::downgrade(&client));
         Raw(client)
+    }
+
+    pub fn peak_memory(&self) -> usize {
+        self.child.peak_memory()
+    }
+
+    /// Lets the broker find all that `act` sends at once.
+    pub fn stopped(&self, act: impl FnOnce()) {
+        self.child.signal("STOP");
+        act();
+        self.child.signal("CONT");
     }
 
     /// Ends the broker in order, and returns one of its counters.
@@ -240,6 +252,19 @@ impl Raw {
         let mut rest = Vec::new();
         (&*self.0).read_to_end(&mut rest).expect("an end");
         assert_eq!(rest, []);
+    }
+
+    /// Sends a byte every 20 ms, until the broker ends the connection. Returns their number.
+    #[track_caller]
+    pub fn trickle(self, bytes: &[u8]) -> usize {
+        let wait = Some(Duration::from_millis(20));
+        self.0.set_read_timeout(wait).expect("a timeout");
+        let lives = |byte: &[u8]| {
+            let sent = (&*self.0).write_all(byte);
+            let is_silent = |error: std::io::Error| error.kind() == ErrorKind::WouldBlock;
+            sent.is_ok() && (&*self.0).read(&mut [0]).is_err_and(is_silent)
+        };
+        bytes.chunks(1).take_while(|byte| lives(byte)).count()
     }
 
     #[track_caller]

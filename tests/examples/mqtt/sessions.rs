@@ -3,7 +3,9 @@
 use std::thread;
 
 use super::is_refused;
-use super::raw::{connect_packet, field, publish_packet, subscribe_packet, Broker, CLEAN, KEPT};
+use super::raw::{
+    connect_packet, field, publish_packet, subscribe_packet, Broker, Raw, CLEAN, KEPT,
+};
 
 /// In flight at most two. They are sent again with DUP, with the same identifiers and in the same
 /// order; then comes the queue, from which none is lost up to its limit.
@@ -175,6 +177,62 @@ fn messages_that_are_kept_share_a_limit() {
         assert_eq!(back.payload(), payload);
     }
     assert!(broker.finish("overflowed") > 20);
+}
+
+/// However often a client asks for them.
+#[test]
+fn retained_messages_are_not_queued_above_that_limit() {
+    let broker = Broker::start(&["--max-stored", "50000"]);
+    let (mut client, _) = broker.kept_client("client");
+    client.subscribe("#", 0);
+    client.disconnect();
+    let mut publisher = broker.client("publisher");
+    let payload = "x".repeat(1000);
+    for topic in 0..100 {
+        publisher.publish(&topic.to_string(), &payload, true);
+    }
+    let (mut client, _) = broker.kept_client("client");
+    let retained = |client: &mut Raw, qos| {
+        client.subscribe("#", qos);
+        client.send(&[0xC0, 0]);
+        let packets = std::iter::from_fn(|| Some(client.packet().0));
+        packets.take_while(|&first| first != 0xD0).count()
+    };
+    // None of them is acknowledged.
+    let [some, none, nor_later] = [1; 3].map(|qos| retained(&mut client, qos));
+    assert!((1..20).contains(&some), "{some}");
+    assert_eq!([none, nor_later], [0, 0]);
+    (1..=some as u16).for_each(|id| client.acknowledge(id));
+    // With QoS 0 they need not wait.
+    assert!((40..60).contains(&retained(&mut client, 0)));
+    assert!(broker.finish("unretained") > 40);
+}
+
+/// The queue of a session that has been long is not kept so.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_queue_that_was_long_gives_its_memory_back() {
+    const MESSAGES: u16 = 10_000;
+    let broker = Broker::start(&[]);
+    let mut publisher = broker.client("publisher");
+    let messages = (1..=MESSAGES).map(|id| publish_packet(3, &id.to_string(), id, b"x"));
+    publisher.send(&messages.collect::<Vec<_>>().concat());
+    (1..=MESSAGES).for_each(|_| drop(publisher.packet()));
+    let serve_all = |number: usize| {
+        let (mut client, _) = broker.kept_client(&number.to_string());
+        client.subscribe("#", 1);
+        for _ in 0..MESSAGES {
+            let id = client.message().id;
+            client.acknowledge(id);
+        }
+        client.disconnect();
+    };
+    serve_all(0);
+    let before = broker.peak_memory();
+    (1..30).for_each(serve_all);
+    let grown = broker.peak_memory() - before;
+    assert!(grown < 5_000_000, "{grown} bytes");
+    broker.finish("published");
 }
 
 /// Neither it nor its messages delay another subscriber; with QoS 1 it gets all of them in the end.

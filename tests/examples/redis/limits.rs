@@ -224,6 +224,129 @@ fn stored_bytes_have_a_limit() {
     terminate(server);
 }
 
+/// Neither the room of removed elements, nor what surrounds the names of subscriptions, escapes the
+/// account.
+#[cfg(target_os = "linux")]
+#[test]
+fn stored_bytes_are_what_is_counted() {
+    let (server, addr) = start(&["--maxmemory", "50000000"]);
+    let mut client = Client::new(addr);
+    let before = server.peak_memory();
+    let items = [""; 50_000];
+    for key in 0..10 {
+        let key = key.to_string();
+        let push = command(&[&["RPUSH", &key][..], &items].concat());
+        for round in 1..=7 {
+            client.send(&push);
+            assert_eq!(client.reply(), format!(":{}", round * items.len()));
+        }
+        client.expect(&[(&format!("LTRIM {key} 0 0"), "+OK")]);
+    }
+    client.expect(&[("DBSIZE", ":10")]);
+    let grown = server.peak_memory() - before;
+    assert!(grown < 75_000_000, "{grown} bytes");
+
+    let (mut subscriber, before) = (Client::new(addr), server.peak_memory());
+    client.expect(&[("FLUSHALL", "+OK")]);
+    let channels: Vec<_> = (0..1000)
+        .map(|number| format!("channel {number:04}"))
+        .collect();
+    let mut refused = None;
+    for round in 0..1000 {
+        let names = channels.iter().map(|name| format!("{name} {round:03}"));
+        let words: Vec<_> = ["SUBSCRIBE".to_owned()].into_iter().chain(names).collect();
+        subscriber.send(command(&words));
+        if subscriber.reply().starts_with("-OOM") {
+            refused = Some(round);
+            break;
+        }
+        (1..channels.len()).for_each(|_| drop(subscriber.reply()));
+    }
+    assert!(
+        (50..200).contains(&refused.expect("a limit")),
+        "{refused:?}"
+    );
+    let grown = server.peak_memory() - before;
+    assert!(grown < 60_000_000, "{grown} bytes");
+    drop(subscriber);
+    eventually("no subscription counts", || client.info("used_memory") == 0);
+    drop(client);
+    terminate(server);
+}
+
+/// The room of removed keys does not escape the account either.
+#[cfg(target_os = "linux")]
+#[test]
+fn removed_keys_leave_room_for_others() {
+    let (server, addr) = start(&["--maxmemory", "50000000"]);
+    let mut client = Client::new(addr);
+    let before = server.peak_memory();
+    let names: Vec<_> = (0..1000).map(|number| format!("{number:03}")).collect();
+    let mut fill = |words: &dyn Fn(usize) -> Vec<String>| {
+        let commands = (0..).map(|round| command(&words(round)));
+        let stored = commands.take_while(|command| {
+            client.send(command);
+            !client.reply().starts_with("-OOM")
+        });
+        let stored = stored.count();
+        let keys = |round| names.iter().map(move |name| format!("{name} {round}"));
+        for round in 0..stored {
+            let words = ["DEL".to_owned()].into_iter().chain(keys(round));
+            client.send(command(&words.collect::<Vec<_>>()));
+            client.reply();
+        }
+        stored
+    };
+    let value = |name: &String, round| [format!("{name} {round}"), String::new()];
+    let pairs = |round| names.iter().flat_map(move |name| value(name, round));
+    let with_keys = |round| {
+        ["MSET".to_owned()]
+            .into_iter()
+            .chain(pairs(round))
+            .collect()
+    };
+    assert!((100..300).contains(&fill(&with_keys)));
+    let items = vec![String::new(); 1000];
+    let with_items = |_| [&["RPUSH".to_owned(), "list".to_owned()], &items[..]].concat();
+    assert!(fill(&with_items) > 500);
+    let grown = server.peak_memory() - before;
+    assert!(grown < 55_000_000, "{grown} bytes");
+    drop(client);
+    terminate(server);
+}
+
+/// Commands of a million empty arguments are no more memory than their bytes, once they are run.
+#[cfg(target_os = "linux")]
+#[test]
+fn many_arguments_leave_nothing_behind() {
+    let (server, addr) = start(&[]);
+    let arguments = [&["DEL"][..], &[""; 1_000_000]].concat();
+    let (arguments, before) = (command(&arguments), server.peak_memory());
+    let mut clients = [(); 20].map(|()| Client::new(addr));
+    for client in &mut clients {
+        client.send(&arguments);
+        assert_eq!(client.reply(), ":0");
+    }
+    let grown = server.peak_memory() - before;
+    assert!(grown < 100_000_000, "{grown} bytes");
+    // None of them was lost.
+    let words: Vec<_> = (0..5000).map(|number| number.to_string()).collect();
+    let inline = format!("RPUSH inline {}\r\n", words.join(" "));
+    let [client, ..] = &mut clients;
+    client.send(inline);
+    assert_eq!(client.reply(), ":5000");
+    client.send(command(
+        &[&["RPUSH".to_owned(), "list".to_owned()], &words[..]].concat(),
+    ));
+    assert_eq!(client.reply(), ":5000");
+    for list in ["inline", "list"] {
+        let all = format!("[{}]", words.join(" "));
+        assert_eq!(client.ask(&format!("LRANGE {list} 0 -1")), all);
+    }
+    drop(clients);
+    terminate(server);
+}
+
 #[test]
 fn a_value_of_200_megabytes_comes_back() {
     let (server, addr) = start(&[]);
