@@ -38,6 +38,9 @@ struct Options {
     max_message: usize,
 }
 
+/// Bytes in all buffers: above it the members that have stalled longest are closed.
+const MEMORY_LIMIT: usize = 64 * 1024 * 1024;
+
 /// The state that all connections share.
 struct App {
     /// The members of the chat room.
@@ -56,7 +59,9 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     // Of a request's head; a session has its own.
     listen.conn.max_frame = Some(handshake::MAX_HEAD);
     listen.conn.idle_timeout = Duration::from_secs(10);
-    let mut server = Server::new(Config::max_connections(options.max_connections))?;
+    let mut config = Config::max_connections(options.max_connections);
+    config.memory_limit = Some(MEMORY_LIMIT);
+    let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app: &mut App, _peer| Upgrade)?;
     let addr = server.control().listener(id)?.addr;
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;

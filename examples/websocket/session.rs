@@ -67,12 +67,11 @@ impl Session {
             cx.conn.send(frame)?;
             return Ok(());
         }
-        for &member in &cx.app.room {
+        let all = cx.conn.broadcast(cx.app.room.iter().copied(), frame);
+        for (member, error) in all.refused {
             if let Some(mut member) = cx.conn.peer(member) {
-                if let Err(error) = member.send(&frame) {
-                    // Too slow for the room.
-                    member.end(error.into());
-                }
+                // Too slow for the room.
+                member.end(error.into());
             }
         }
         Ok(())

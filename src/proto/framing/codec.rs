@@ -14,6 +14,7 @@ use super::framer::MakeFramer;
 use super::framer::{AnyFramer, Framing};
 use super::length_field::{Shape, Shaped};
 use super::step::{EncodeError, Step, DEFAULT_MAX_LONG};
+use crate::error::Result;
 
 /// The largest payload that a packet-4 header may announce.
 ///
@@ -235,6 +236,14 @@ impl Codec {
             Self::BuiltIn(cutter) => cutter.max as usize,
             Self::Shaped(shaped) => shaped.max(),
             Self::Custom(custom) => custom.max,
+        }
+    }
+
+    /// Finds a maximum payload that no frame fits in.
+    pub(in crate::proto) fn check_max(&self, max: Option<usize>) -> Result<()> {
+        match self {
+            Self::Shaped(shaped) => shaped.check_max(max),
+            Self::BuiltIn(_) | Self::Custom(_) => Ok(()),
         }
     }
 

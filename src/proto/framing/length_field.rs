@@ -159,6 +159,17 @@ impl Shape {
         Err(Error::option("framing", problem))
     }
 
+    /// Finds a maximum payload that no frame fits in.
+    fn check_max(self, max: Option<usize>) -> Result<()> {
+        match (self, max) {
+            (Self::Fixed(length), Some(max)) if max < length as usize => {
+                let problem = format!("no frame of the fixed length {length} fits in {max} bytes");
+                Err(Error::option("max_frame", problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the maximum payload where none is set.
     fn default_max(self) -> usize {
         match self {
@@ -171,13 +182,11 @@ impl Shape {
 impl Framing {
     /// Finds values that no connection can work with. `max`: the maximum payload, if one is set.
     pub(crate) fn check(&self, max: Option<usize>) -> Result<()> {
-        if let (Self::Fixed(length), Some(max)) = (self, max) {
-            if max < *length as usize {
-                let problem = format!("no frame of the fixed length {length} fits in {max} bytes");
-                return Err(Error::option("conn.max_frame", problem));
-            }
-        }
-        Shape::of(self).map_or(Ok(()), Shape::check)
+        let Some(shape) = Shape::of(self) else {
+            return Ok(());
+        };
+        shape.check_max(max)?;
+        shape.check()
     }
 }
 
@@ -196,6 +205,10 @@ impl Shaped {
 
     pub(super) fn max(&self) -> usize {
         self.max
+    }
+
+    pub(super) fn check_max(&self, max: Option<usize>) -> Result<()> {
+        self.shape.check_max(max)
     }
 
     pub(super) fn set_max(&mut self, max: Option<usize>) {

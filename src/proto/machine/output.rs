@@ -529,7 +529,7 @@ impl Machine {
         }
         let (before, mut limits) = (Rc::clone(&self.limits), ConnConfig::clone(&self.limits));
         change(&mut limits);
-        limits.check()?;
+        limits.check().and(self.codec.check_max(limits.max_frame))?;
         self.limits = Rc::new(limits);
         if before.max_frame != self.limits.max_frame {
             self.codec.set_max(self.limits.max_frame);

@@ -192,6 +192,23 @@ fn bad_values_change_nothing() {
 }
 
 #[test]
+fn a_maximum_below_a_fixed_length_is_refused() {
+    let limits = ConnConfig {
+        max_frame: None,
+        ..limits()
+    };
+    let mut rig = Rig::open_with(&Framing::Fixed(4), limits, echo);
+    for (max, is_good) in [(3, false), (4, true), (5, true), (1, false)] {
+        let changed = rig
+            .machine
+            .reconfigure(|conn| conn.max_frame = Some(max), rig.now);
+        assert_eq!(changed.is_ok(), is_good, "{max}");
+        rig.receive(b"abcd");
+        assert_eq!(rig.answers(), b"abcd", "{max}");
+    }
+}
+
+#[test]
 fn only_an_open_connection_changes_its_options() {
     let refuses = |rig: &mut Rig| {
         let changed = rig.machine.reconfigure(|_| (), rig.now);

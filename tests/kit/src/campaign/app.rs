@@ -530,11 +530,13 @@ impl App {
             change(options);
             options.max_frame = Some(max);
         });
+        let talk = self.talk(tcp(&conn.info().expect("it is there").peer));
         if changed.is_ok() {
-            self.talk(tcp(&conn.info().expect("it is there").peer)).max = max;
+            talk.max = max;
         }
-        if changed.is_ok() != is_open {
-            self.blame("the options change while it is open, and only then");
+        let is_good = max >= 2 || talk.wire != Wire::Pairs;
+        if changed.is_ok() != (is_open && is_good) {
+            self.blame("the options change while it is open, to good ones, and only then");
         }
     }
 }
