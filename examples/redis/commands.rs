@@ -1,5 +1,7 @@
 //! The names of all commands, and what the commands have in common.
 
+use std::iter::zip;
+
 use portcullis::Context;
 
 use crate::db::{self, Failure};
@@ -54,7 +56,11 @@ pub fn run(
     args: &[&[u8]],
     reply: &mut Reply,
 ) -> Result<(), Failure> {
-    let is_named = |command: &&(&str, Class)| name.eq_ignore_ascii_case(command.0.as_bytes());
+    // The names are letters: the bit makes a capital small.
+    let is_letter = |(sent, letter): (&u8, u8)| sent | 0x20 == letter;
+    let is_named = |(command, _): &&(&str, Class)| {
+        name.len() == command.len() && zip(name, command.bytes()).all(is_letter)
+    };
     let Some(&(name, class)) = COMMANDS.iter().find(is_named) else {
         return Err(unknown_command(name, args));
     };

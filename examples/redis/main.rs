@@ -122,8 +122,8 @@ impl Handler<App> for Client {
         let Some(commands) = cx.conn.framer::<Commands>() else {
             return Ok(());
         };
-        let words = commands.words(command);
-        let [name, args @ ..] = &words[..] else {
+        let (mut few, mut many) = ([&[][..]; 8], Vec::new());
+        let [name, args @ ..] = commands.words(command, &mut few, &mut many) else {
             return Ok(()); // `*0`, or an empty line
         };
         cx.app.db.update_clock();

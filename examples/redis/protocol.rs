@@ -11,9 +11,11 @@ pub const MAX_INLINE: usize = 64 * 1024;
 /// Maximum length of any command.
 pub const MAX_COMMAND: usize = 2 * 1024 * 1024 * 1024;
 /// Maximum number of arguments of one command.
-const MAX_ARGUMENTS: i64 = 1024 * 1024;
+const MAX_ARGUMENTS: usize = 1024 * 1024;
 /// A header line is shorter: a mark, a sign, 19 digits, CR LF.
 const MAX_HEADER: usize = 32;
+/// With one more digit, a larger number is above every limit.
+const MAX_FRONT: usize = MAX_COMMAND / 10;
 
 /// A longer reply is given away, and so not copied again.
 const MAX_SPARE: usize = 4096;
@@ -27,7 +29,7 @@ pub struct Commands {
     /// Length of the scanned part of an incomplete command: no byte is scanned twice.
     at: usize,
     /// Number of arguments behind `at`.
-    missing: i64,
+    missing: usize,
     /// Where the first words of the command begin and end. A command is shorter than 4 GiB.
     words: Vec<(u32, u32)>,
 }
@@ -43,12 +45,25 @@ impl Commands {
         }
     }
 
-    /// Returns the name and the arguments of the command that was cut last. An empty command has
-    /// neither. Inline commands are split at blanks; quotes mean nothing.
-    pub fn words<'a>(&self, command: &'a [u8]) -> Vec<&'a [u8]> {
+    /// Returns the name and the arguments of the command that was cut last, in `few` if it has room
+    /// for them, else in `many`. An empty command has neither. Inline commands are split at blanks;
+    /// quotes mean nothing.
+    pub fn words<'a, 'w>(
+        &self,
+        command: &'a [u8],
+        few: &'w mut [&'a [u8]],
+        many: &'w mut Vec<&'a [u8]>,
+    ) -> &'w [&'a [u8]] {
         let word = |&(begin, end): &(u32, u32)| command.get(begin as usize..end as usize);
         let words = self.words.iter().filter_map(word);
-        words.chain(self.further_words(command)).collect()
+        let Some(few) = few.get_mut(..self.words.len()) else {
+            many.extend(words.chain(self.further_words(command)));
+            return many;
+        };
+        for (place, word) in few.iter_mut().zip(words) {
+            *place = word;
+        }
+        few
     }
 
     /// Returns the words behind those whose places are kept.
@@ -74,7 +89,36 @@ impl Commands {
         }
     }
 
-    fn scan(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+    fn scan_inline(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        let new = input.get(self.at..).unwrap_or_default();
+        match new.iter().position(|&byte| byte == b'\n') {
+            Some(end) if self.at + end < MAX_INLINE => {
+                let end = self.at + end + 1;
+                let (line, mut at) = (input.get(..end).unwrap_or_default(), 0);
+                while let Some(word) = inline_word(line, at) {
+                    at = word.end;
+                    self.push(word);
+                }
+                return Ok(self.end(end));
+            }
+            None if input.len() < MAX_INLINE => self.at = input.len(),
+            _ => return Err(FrameError::new("too big inline request")),
+        }
+        Ok(Decoded::More)
+    }
+
+    /// Ends the command, and begins the next.
+    fn end(&mut self, end: usize) -> Decoded {
+        (self.at, self.missing) = (0, 0);
+        Decoded::Frame {
+            payload: 0..end,
+            consumed: end,
+        }
+    }
+}
+
+impl Framer for Commands {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
         if self.at == 0 {
             self.words.clear();
         }
@@ -82,10 +126,14 @@ impl Commands {
             return self.scan_inline(input);
         }
         if self.at == 0 {
-            let Some((count, end)) = argument_count(input)? else {
-                return Ok(Decoded::More);
-            };
-            (self.missing, self.at) = (count, end);
+            match header(input, 0, b'*')? {
+                Some((count, end)) if count <= MAX_ARGUMENTS => {
+                    (self.missing, self.at) = (count, end);
+                }
+                Some((_, end)) if input.starts_with(b"*-1\r") => return Ok(self.end(end)), // null
+                Some(_) => return Err(FrameError::new("invalid multibulk length")),
+                None => return Ok(Decoded::More),
+            }
         }
         while self.missing > 0 {
             let Some(argument) = bulk(input, self.at, self.limit)? else {
@@ -98,42 +146,7 @@ impl Commands {
             (self.missing, self.at) = (self.missing - 1, end);
             self.push(argument);
         }
-        Ok(frame(self.at))
-    }
-
-    fn scan_inline(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
-        let new = input.get(self.at..).unwrap_or_default();
-        match new.iter().position(|&byte| byte == b'\n') {
-            Some(end) if self.at + end < MAX_INLINE => {
-                let end = self.at + end + 1;
-                let (line, mut at) = (input.get(..end).unwrap_or_default(), 0);
-                while let Some(word) = inline_word(line, at) {
-                    at = word.end;
-                    self.push(word);
-                }
-                return Ok(frame(end));
-            }
-            None if input.len() < MAX_INLINE => self.at = input.len(),
-            _ => return Err(FrameError::new("too big inline request")),
-        }
-        Ok(Decoded::More)
-    }
-}
-
-fn frame(end: usize) -> Decoded {
-    Decoded::Frame {
-        payload: 0..end,
-        consumed: end,
-    }
-}
-
-impl Framer for Commands {
-    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
-        let decoded = self.scan(input)?;
-        if let Decoded::Frame { .. } = decoded {
-            (self.at, self.missing) = (0, 0);
-        }
-        Ok(decoded)
+        Ok(self.end(self.at))
     }
 }
 
@@ -146,43 +159,48 @@ fn inline_word(line: &[u8], at: usize) -> Option<Range<usize>> {
     Some(begin..word.map_or(line.len(), |length| begin + length))
 }
 
-/// Reads `*3` at the front of a command: the number of arguments, and where the first one begins.
-fn argument_count(input: &[u8]) -> Result<Option<(i64, usize)>, FrameError> {
-    match header(input, 0, b'*')? {
-        Some((Some(count), end)) if count <= MAX_ARGUMENTS => Ok(Some((count, end))),
-        Some(_) => Err(FrameError::new("invalid multibulk length")),
+/// Reads `$5` at `at`: where the argument is, whether or not it has arrived.
+#[inline(always)] // as `header`
+fn bulk(input: &[u8], at: usize, limit: usize) -> Result<Option<Range<usize>>, FrameError> {
+    match header(input, at, b'$')? {
+        Some((length, begin)) if length <= limit.saturating_sub(begin) => {
+            Ok(Some(begin..begin + length))
+        }
+        Some(_) => Err(FrameError::new("invalid bulk length")),
         None => Ok(None),
     }
 }
 
-/// Reads `$5` at `at`: where the argument is, whether or not it has arrived.
-fn bulk(input: &[u8], at: usize, limit: usize) -> Result<Option<Range<usize>>, FrameError> {
-    let Some((length, begin)) = header(input, at, b'$')? else {
-        return Ok(None);
-    };
-    let length = length.and_then(|length| usize::try_from(length).ok());
-    match length.filter(|&length| length <= limit.saturating_sub(begin)) {
-        Some(length) => Ok(Some(begin..begin + length)),
-        None => Err(FrameError::new("invalid bulk length")),
-    }
-}
-
-/// Reads the header line at `at`: its number, if it is one, and where the line ends.
-fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(Option<i64>, usize)>, FrameError> {
-    let Some((&first, rest)) = input.get(at..).and_then(<[u8]>::split_first) else {
+/// Reads the header line `*3` or `$5` at `at`: its number, and where the line ends. What is no
+/// number in its canonical form counts as too large.
+#[inline(always)] // the result stays in registers
+fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(usize, usize)>, FrameError> {
+    let Some((&first, line)) = input.get(at..).and_then(<[u8]>::split_first) else {
         return Ok(None);
     };
     if first != mark {
-        let (mark, first) = (char::from(mark), first.escape_ascii());
-        return Err(FrameError::new(format!("expected '{mark}', got '{first}'")));
+        return Err(unexpected(mark, first));
     }
-    match rest.iter().take(MAX_HEADER).position(|&byte| byte == b'\r') {
-        Some(end) if rest.len() < end + 2 => Ok(None),
-        Some(end) => Ok(Some((rest.get(..end).and_then(integer), at + end + 3))),
-        None if rest.len() < MAX_HEADER => Ok(None),
-        None if mark == b'*' => Err(FrameError::new("too big mbulk count string")),
-        None => Err(FrameError::new("too big bulk count string")),
+    let mut number = usize::MAX;
+    for (length, &byte) in line.iter().enumerate().take(MAX_HEADER) {
+        number = match (byte, number) {
+            (b'\r', _) => return Ok(line.get(length + 1).map(|_| (number, at + length + 3))),
+            (b'0'..=b'9', _) if length == 0 => usize::from(byte - b'0'),
+            (b'0'..=b'9', 1..=MAX_FRONT) => number * 10 + usize::from(byte - b'0'),
+            _ => usize::MAX,
+        };
     }
+    match mark {
+        _ if line.len() < MAX_HEADER => Ok(None),
+        b'*' => Err(FrameError::new("too big mbulk count string")),
+        _ => Err(FrameError::new("too big bulk count string")),
+    }
+}
+
+#[cold]
+fn unexpected(mark: u8, first: u8) -> FrameError {
+    let (mark, first) = (char::from(mark), first.escape_ascii());
+    FrameError::new(format!("expected '{mark}', got '{first}'"))
 }
 
 /// Reads an integer in its one canonical form, as Redis does: no `+1`, no `01`.
@@ -263,14 +281,14 @@ impl Reply {
 
     pub fn bulk(&mut self, bytes: impl AsRef<[u8]>) {
         let bytes = bytes.as_ref();
-        self.line(b'$', &bytes.len().to_string());
+        self.header(b'$', bytes.len());
         self.put(bytes);
         self.put(b"\r\n");
     }
 
     /// Makes the reply a bulk string, without a copy of it.
     pub fn shared(&mut self, string: &Arc<[u8]>) {
-        self.line(b'$', &string.len().to_string());
+        self.header(b'$', string.len());
         self.shared = Some(Arc::clone(string));
     }
 
@@ -295,21 +313,36 @@ impl Reply {
 
     /// Appends the header of an array; its elements follow.
     pub fn array(&mut self, length: usize) {
-        self.line(b'*', &length.to_string());
+        self.header(b'*', length);
     }
 
     pub fn null_array(&mut self) {
         self.line(b'*', "-1");
     }
 
+    fn header(&mut self, mark: u8, length: usize) {
+        self.start(mark);
+        self.digits(length);
+        self.put(b"\r\n");
+    }
+
     fn line(&mut self, mark: u8, text: &str) {
-        if self.bytes.len() >= self.limit {
-            self.is_cut = true;
-        } else {
-            self.bytes.push(mark);
-            self.bytes.extend_from_slice(text.as_bytes());
-            self.bytes.extend_from_slice(b"\r\n");
+        self.start(mark);
+        self.put(text.as_bytes());
+        self.put(b"\r\n");
+    }
+
+    /// Begins a line, unless the reply has reached its limit.
+    fn start(&mut self, mark: u8) {
+        self.is_cut |= self.bytes.len() >= self.limit;
+        self.put(&[mark]);
+    }
+
+    fn digits(&mut self, number: usize) {
+        if number >= 10 {
+            self.digits(number / 10);
         }
+        self.put(&[b'0' + (number % 10) as u8]);
     }
 
     fn put(&mut self, bytes: &[u8]) {
