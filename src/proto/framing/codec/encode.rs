@@ -136,7 +136,7 @@ impl Drop for Undo<'_> {
 }
 
 impl Custom {
-    #[inline(never)]
+    #[inline]
     fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let keep = out.len();
         let mut undo = Undo { out, keep };
