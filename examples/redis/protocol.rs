@@ -130,7 +130,8 @@ impl Framer for Commands {
                 Some((count, end)) if count <= MAX_ARGUMENTS => {
                     (self.missing, self.at) = (count, end);
                 }
-                Some((_, end)) if input.starts_with(b"*-1\r") => return Ok(self.end(end)), // null
+                // As Redis does with a null array.
+                Some((_, end)) if is_negative(input.get(1..end - 2)) => return Ok(self.end(end)),
                 Some(_) => return Err(FrameError::new("invalid multibulk length")),
                 None => return Ok(Decoded::More),
             }
@@ -195,6 +196,11 @@ fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(usize, usize)>, F
         b'*' => Err(FrameError::new("too big mbulk count string")),
         _ => Err(FrameError::new("too big bulk count string")),
     }
+}
+
+#[cold]
+fn is_negative(text: Option<&[u8]>) -> bool {
+    text.and_then(integer).is_some_and(|number| number < 0)
 }
 
 #[cold]

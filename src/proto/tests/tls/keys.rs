@@ -117,7 +117,7 @@ fn worn_out_keys_under_a_large_frame_end_in_order() {
             talk.exchange();
             heard.extend(talk.heard());
         }
-        let all = packet2(&[7; 60_000]).repeat(sent);
+        let all = packet2([7; 60_000]).repeat(sent);
         if version == &TLS13 {
             assert!(sent == 10 && heard == all);
             continue;
