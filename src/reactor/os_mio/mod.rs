@@ -24,7 +24,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
 use shared::Asked;
 pub(crate) use shared::SharedListenSockets;
-pub(crate) use sockets::{Listener, Stream};
+pub(crate) use sockets::{adopt, Listener, Stream};
 
 use super::clock::{self, Clock, LONGEST_SLEEP};
 use super::os::{Connected, End, Event, Os, StreamOps, Token};
@@ -38,6 +38,13 @@ use crate::proto::Time;
 
 /// Events taken per iteration.
 const BATCH: usize = 1024;
+
+/// The calls of a detached connection.
+pub(crate) const BLOCKING_CALLS: SystemCalls = SystemCalls {
+    now: clock::now,
+    unsent: sockets::unsent,
+    end: sockets::end_as_set,
+};
 
 pub(crate) struct MioOs {
     poll: Poll,
@@ -420,7 +427,7 @@ impl Os for MioOs {
         socket: OwnedFd,
         options: &SocketOptions,
     ) -> io::Result<(Stream, Addr)> {
-        sockets::adopt(socket, options)
+        adopt(socket, options)
     }
 
     fn connected(&mut self, stream: &mut Stream) -> io::Result<Connected> {
@@ -498,16 +505,7 @@ impl Os for MioOs {
             Stream::Tcp(stream) => stream.into(),
             Stream::Unix(stream) => stream.into(),
         };
-        let calls = SystemCalls {
-            now: clock::now,
-            unsent: sockets::unsent,
-            end: sockets::end_as_set,
-        };
-        Ok((socket, calls))
-    }
-
-    fn can_release(&self) -> bool {
-        true
+        Ok((socket, BLOCKING_CALLS))
     }
 
     fn cut_off(&self, socket: &detached::Socket) {
