@@ -1,9 +1,14 @@
 //! A logger that panics harms no connection. One process of its own: `log` has one logger.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use kit::net::{connect, local, ping, turns_until};
 use portcullis::sim::{ClientState, Sim};
-use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome};
+use portcullis::{
+    CloseReason, Config, Connect, Context, Framing, Handler, Interest, Listen, Outcome, Server,
+};
 
 struct Broken;
 
@@ -30,10 +35,49 @@ impl Handler for Echo {
     }
 }
 
+fn break_the_logger() {
+    // The other test may have done so.
+    let _ = log::set_logger(&Broken);
+    log::set_max_level(log::LevelFilter::Trace);
+}
+
+/// mio writes records too, where a program has its feature `log`.
+#[test]
+fn a_logger_that_panics_is_not_reached_by_system_calls() {
+    break_the_logger();
+    let mut server: Server = Server::new(Config::new()).expect("a server");
+    let listener = server
+        .listen(local(), |_: &mut (), _| Echo)
+        .expect("listen");
+    let addr = server.control().listener(listener).expect("open").addr;
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let (watched, mut ready) = UnixStream::pair().expect("a pair");
+    let options = Connect::new(Framing::Line);
+    let mut control = server.control();
+    control.adopt(ours, options.clone(), Echo).expect("adopted");
+    control
+        .connect(addr.clone(), options, Echo)
+        .expect("connects");
+    let id = control.watch(watched, Interest::Readable, |_, control, _| control.stop());
+    let id = id.expect("watched");
+    control.suspend(listener).expect("open");
+    control.resume(listener).expect("open");
+    let addr = addr.as_tcp().expect("TCP");
+    let client = std::thread::spawn(move || ping(&mut connect(addr), b"hello"));
+    turns_until(&mut server, &mut (), |server, _| {
+        server.control().stats().closed_total() > 0
+    });
+    client.join().expect("an answer");
+    ready.write_all(b"x").expect("sent");
+    server.run(&mut ()).expect("it is stopped");
+    assert!(server.control().unwatch(id));
+    assert!(server.control().stats().panics > 0, "they are counted");
+    drop(theirs);
+}
+
 #[test]
 fn a_logger_that_panics_harms_no_connection() {
-    log::set_logger(&Broken).expect("the only logger");
-    log::set_max_level(log::LevelFilter::Trace);
+    break_the_logger();
     let mut sim = Sim::new(1, Config::new(), ());
     let listen = Listen::tcp("127.0.0.1:0", Framing::Line);
     let addr = sim

@@ -470,7 +470,7 @@ impl<'a, A> Conn<'a, A> {
     /// # Errors
     ///
     /// [`Error::ConnState`](crate::Error::ConnState): the connection is detached already, closing
-    /// or not open, or simulated.
+    /// or not open.
     pub fn detach(&mut self, to: impl FnOnce(Detached) + 'static) -> ServerResult<()> {
         self.ops.detach(self.id, Box::new(to))
     }

@@ -212,8 +212,9 @@ impl Machine {
         let parts = self.parts();
         let (buffers, chain) = self.tls.as_deref().map_or((0, 0), Session::memory);
         let kept = match &parts.proxy {
-            // They stay for `on_close`, which ends the connection in its next turn.
-            _ if self.status.life.is_gone() => 0,
+            // They stay for `on_close`, which ends the connection in its next turn. Of a detached
+            // one the addresses stay, with the slot.
+            _ if self.status.life.is_gone() || self.is_detached() => 0,
             Some(header) => header.memory() + chain,
             None => chain,
         };

@@ -193,8 +193,11 @@ impl RecvBuffer {
         buffers.give(std::mem::take(&mut self.bytes));
     }
 
-    /// Keeps bytes behind the ones that are buffered.
+    /// Keeps bytes behind the ones that are buffered. For no bytes it takes no memory.
     pub(super) fn append(&mut self, bytes: &[u8], buffers: &mut Buffers) {
+        if bytes.is_empty() {
+            return;
+        }
         if self.bytes.capacity() == 0 {
             self.bytes = buffers.take();
         }

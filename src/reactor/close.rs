@@ -124,6 +124,9 @@ pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Conn
     });
     let Inner { core, user } = inner;
     user.drop_handler(&mut core.guard, id);
+    if let Some(conn) = core.conns.get_mut(id) {
+        conn.machine.drop_unshared_tlvs();
+    }
     let receiver = core.detached.take_receiver(id);
     let socket = match socket {
         Ok(socket) => socket,

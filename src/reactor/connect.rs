@@ -74,6 +74,7 @@ impl<O: Os> Core<O> {
             (Some(remains), Some((conn, pool))) => {
                 conn.machine.handle_attached(remains, self.now, pool);
                 conn.machine.congest_if_high(self.now);
+                self.memory.measure(&mut self.conns, id, self.now);
                 let attempt = self.outbound.remove(id);
                 self.guard.drop("a TLS configuration's destructor", attempt);
             }

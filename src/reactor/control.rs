@@ -138,11 +138,6 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 
     fn detach(&mut self, id: ConnId, receiver: Receiver) -> Result<()> {
         let core = &mut self.core;
-        if !core.os.can_release() {
-            return Err(Error::ConnState(
-                "a simulated connection cannot be detached",
-            ));
-        }
         if !core
             .conns
             .get_mut(id)

@@ -24,16 +24,21 @@ impl<O: Os> Core<O> {
             .iter()
             .filter(|slot| slot.stream.is_some())
             .count();
+        let detached = self
+            .conns
+            .iter()
+            .filter(|slot| slot.machine.is_detached())
+            .count();
         let admitted = self
             .conns
             .iter()
             .filter(|slot| slot.machine.was_admitted())
             .count();
         let without = self.without_socket();
-        if streams + without != open || handlers != admitted {
+        if streams + without + detached != open || handlers + detached != admitted {
             return Some(format!(
-                "{open} slots, {admitted} of them admitted and {without} between two attempts, \
-                 hold {streams} sockets and {handlers} handlers"
+                "{open} slots, {admitted} of them admitted, {detached} detached and {without} \
+                 between two attempts, hold {streams} sockets and {handlers} handlers"
             ));
         }
         if let Some(fault) = self.lost_attempt() {
@@ -177,9 +182,9 @@ impl<O: Os> Core<O> {
             return fault;
         }
         for index in 0..self.conns.slots() {
-            let alive = self
-                .conns
-                .by_index(index)
+            let slot = self.conns.by_index(index);
+            let alive = slot
+                .filter(|slot| !slot.machine.is_detached())
                 .map_or(0, |slot| slot.id.generation());
             let said = self.conns.live_generation(index);
             if said != alive {

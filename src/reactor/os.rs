@@ -257,9 +257,6 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
     /// Takes a stream out of the poll and returns its socket, with the calls that it needs.
     fn release(&mut self, stream: Self::Stream) -> io::Result<(OwnedFd, SystemCalls)>;
 
-    /// Whether [`Os::release`] can work at all.
-    fn can_release(&self) -> bool;
-
     /// Makes the reads and writes of a released socket end. It fails if the peer has gone: then
     /// there is nothing to end.
     fn cut_off(&self, socket: &detached::Socket) {

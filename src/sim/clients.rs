@@ -1,14 +1,10 @@
 //! The clients' side of the kernel in memory.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
+use super::addrs::client_addr;
 use super::kernel::Kernel;
 use super::socket::SimSocket;
-
-/// Clients have addresses from 10.0.0.0:10000 on, and ports below 60000.
-const FIRST_HOST: u32 = u32::from_be_bytes([10, 0, 0, 0]);
-const FIRST_PORT: usize = 10_000;
-const PORTS: usize = 50_000;
 
 /// The client's end of a simulated connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,11 +39,7 @@ impl Kernel {
         }
         listener.queue.push_back(index);
         listener.edge = true;
-        let host = || Ipv4Addr::from(FIRST_HOST + (index / PORTS) as u32).into();
-        let peer = SocketAddr::new(
-            from.unwrap_or_else(host),
-            (FIRST_PORT + index % PORTS) as u16,
-        );
+        let peer = client_addr(index, from);
         self.sockets.push(SimSocket::new(peer, listener.addr));
         Some(ClientId(index))
     }

@@ -13,7 +13,7 @@ pub enum Call {
     Poll,
     /// Accepting a connection.
     Accept,
-    /// Registering an accepted socket.
+    /// Registering a connected socket, or a descriptor to watch.
     Register,
     /// Registering a listener.
     RegisterListener,

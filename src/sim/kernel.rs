@@ -4,17 +4,20 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::answer::Answer;
 use super::coverage::Notes;
+use super::descriptors::Descriptors;
 use super::faults::{Call, Fault, Faults};
 use super::random::Random;
 use super::socket::Dial;
 use super::sockets::Sockets;
 use crate::addr::Addr;
+use crate::config::SocketOptions;
 use crate::proto::Time;
 use crate::reactor::os::{Token, LARGE_FRAME};
 
@@ -43,6 +46,7 @@ pub(super) struct Kernel {
     pub(super) dialing: Vec<usize>,
     /// Both ends of connections of the server with itself.
     pub(super) joined: Vec<usize>,
+    pub(super) descriptors: Descriptors,
     /// The waker was written to.
     pub(super) woken: Arc<AtomicBool>,
     pub(super) trace: Trace,
@@ -116,6 +120,7 @@ impl Kernel {
             answers: BTreeMap::new(),
             dialing: Vec::new(),
             joined: Vec::new(),
+            descriptors: Descriptors::default(),
             woken: Arc::default(),
             trace: Trace::new(),
             delivered: 0,
@@ -381,6 +386,29 @@ impl Kernel {
                 if reset { " with RST" } else { "" }
             )
         });
+    }
+
+    /// Takes over a connected socket of the application, and returns its number.
+    pub(super) fn adopt(&mut self, socket: OwnedFd, options: &SocketOptions) -> io::Result<usize> {
+        let index = self.descriptors.adopt(&mut self.sockets, socket, options)?;
+        self.fds += 1;
+        if let Some(notes) = &mut self.notes {
+            notes.begun.push(index);
+        }
+        self.trace.line([10, index as u64, 0, 0], || {
+            format!("  adopt: client {index}")
+        });
+        Ok(index)
+    }
+
+    /// Takes a connection out of the loop. Returns the socket of its stream.
+    pub(super) fn release(&mut self, index: usize) -> io::Result<OwnedFd> {
+        let stream = self.descriptors.release(&mut self.sockets, index)?;
+        self.fds = self.fds.saturating_sub(1);
+        self.trace.line([11, index as u64, 0, 0], || {
+            format!("  detach: client {index}")
+        });
+        Ok(stream)
     }
 
     pub(super) fn register(&mut self, index: usize, token: Token) -> io::Result<()> {

@@ -52,16 +52,19 @@
 //! assert_eq!(sim.state(quick), ClientState::Connected);
 //! ```
 
+mod addrs;
 mod answer;
 mod clients;
 mod conn_model;
 mod coverage;
+mod descriptors;
 mod faults;
 mod input;
 mod kernel;
 mod os;
 mod poll;
 mod random;
+mod relay;
 mod remotes;
 mod script;
 mod socket;
@@ -128,6 +131,12 @@ impl std::error::Error for Violation {}
 /// Nothing runs until [`Sim::settle`] (no time passes), [`Sim::advance`] (time passes) or
 /// [`Sim::step`] (one iteration). Clients send and receive bytes as on the wire, with headers:
 /// nothing is framed for you.
+///
+/// Adopted sockets are simulated too ([`Sim::adopted`]). Two things are real. The stream of a
+/// detached connection is one end of a socket pair, which gets the client's bytes and passes on its
+/// own while the server runs. Calls that wait in it wait in real time. A descriptor that
+/// [`Control::watch`] watches is ready when the system says so: make it ready on the test's thread,
+/// and the same seed stays the same world.
 ///
 /// A panic in a handler is caught here as it is in a server: its connection ends as
 /// [`Panicked`](crate::CloseReason::Panicked) and the test goes on. A test that wants no panics
@@ -278,9 +287,11 @@ impl<A> Sim<A> {
             .unwrap_or_default()
     }
 
-    /// Returns a client's address, which is its connection's peer address.
+    /// Returns a client's address, which is its connection's peer address; `None` for the peer of a
+    /// Unix socket.
     pub fn client_addr(&self, client: ClientId) -> Option<SocketAddr> {
-        Some(self.kernel.borrow().sockets.get(client.0)?.peer)
+        let peer = self.kernel.borrow().sockets.get(client.0)?.peer;
+        Some(peer).filter(|peer| peer.port() > 0)
     }
 
     /// Returns the state of a connection, as its client sees it.

@@ -9,14 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::faults::Call;
 use super::kernel::Kernel;
-use crate::addr::{Addr, Credentials};
+use crate::addr::{Addr, Credentials, UnixAddr};
 use crate::config::SocketOptions;
 use crate::detached::SystemCalls;
 use crate::handle::Wake;
 use crate::handler::Interest;
 use crate::proto::Time;
 use crate::reactor::os::{Connected, End, Event, Os, Socket, StreamOps, Token};
+use crate::reactor::os_mio::BLOCKING_CALLS;
 
 /// The simulated kernel as the reactor sees it; the [`Sim`](super::Sim) has the other end.
 pub(super) struct SimOs(pub(super) Rc<RefCell<Kernel>>);
@@ -33,15 +35,22 @@ impl Drop for ListenerFd {
     }
 }
 
-/// A connected socket's number, and its local address.
+/// A connected socket's number, and its local address. Closes on drop, as the real one does.
 pub(super) struct StreamFd {
     pub(super) index: usize,
-    local: SocketAddr,
+    local: Addr,
+    kernel: Rc<RefCell<Kernel>>,
+}
+
+impl Drop for StreamFd {
+    fn drop(&mut self) {
+        self.kernel.borrow_mut().close(self.index, false);
+    }
 }
 
 impl Socket for StreamFd {
     fn local_addr(&self) -> io::Result<Addr> {
-        Ok(self.local.into())
+        Ok(self.local.clone())
     }
 
     fn credentials(&self) -> io::Result<Credentials> {
@@ -50,6 +59,17 @@ impl Socket for StreamFd {
 
     fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl SimOs {
+    fn stream(&self, index: usize, local: Addr) -> StreamFd {
+        let kernel = Rc::clone(&self.0);
+        StreamFd {
+            index,
+            local,
+            kernel,
+        }
     }
 }
 
@@ -126,18 +146,37 @@ impl Os for SimOs {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn watch(&mut self, _: BorrowedFd<'_>, _: Interest, _: Token) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn watch(
+        &mut self,
+        descriptor: BorrowedFd<'_>,
+        interest: Interest,
+        token: Token,
+    ) -> io::Result<()> {
+        let mut kernel = self.0.borrow_mut();
+        if let Some(errno) = kernel.strike(Call::Register, None) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        kernel.descriptors.watch(descriptor, interest, token)
     }
 
-    fn unwatch(&mut self, _: RawFd) {}
+    fn unwatch(&mut self, descriptor: RawFd) {
+        self.0.borrow_mut().descriptors.unwatch(descriptor);
+    }
 
     fn adopt_stream(
         &mut self,
-        _socket: OwnedFd,
-        _options: &SocketOptions,
-    ) -> io::Result<(Self::Stream, Addr)> {
-        Err(io::ErrorKind::Unsupported.into())
+        socket: OwnedFd,
+        options: &SocketOptions,
+    ) -> io::Result<(StreamFd, Addr)> {
+        let mut kernel = self.0.borrow_mut();
+        let index = kernel.adopt(socket, options)?;
+        let socket = kernel.sockets.get(index).ok_or(io::ErrorKind::NotFound)?;
+        let peer = socket.to.clone().unwrap_or(socket.peer.into());
+        let local = match peer.as_unix() {
+            Some(_) => UnixAddr::unnamed().into(),
+            None => socket.local.into(),
+        };
+        Ok((self.stream(index, local), peer))
     }
 
     fn share_listener(&mut self, _listener: &mut ListenerFd) -> io::Result<OwnedFd> {
@@ -169,7 +208,7 @@ impl Os for SimOs {
             .sockets
             .get(index)
             .map_or(peer, |socket| socket.local);
-        Ok((StreamFd { index, local }, peer.into()))
+        Ok((self.stream(index, local.into()), peer.into()))
     }
 
     fn has_client(&mut self, listener: &mut ListenerFd) -> bool {
@@ -185,7 +224,7 @@ impl Os for SimOs {
         _options: &SocketOptions,
     ) -> io::Result<(StreamFd, bool)> {
         let (index, local, connected) = self.0.borrow_mut().dial(addr, bind)?;
-        Ok((StreamFd { index, local }, connected))
+        Ok((self.stream(index, local.into()), connected))
     }
 
     fn connected(&mut self, stream: &mut StreamFd) -> io::Result<Connected> {
@@ -204,12 +243,9 @@ impl Os for SimOs {
         self.0.borrow_mut().peek(stream.index)
     }
 
-    fn release(&mut self, _stream: StreamFd) -> io::Result<(OwnedFd, SystemCalls)> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn can_release(&self) -> bool {
-        false
+    fn release(&mut self, stream: StreamFd) -> io::Result<(OwnedFd, SystemCalls)> {
+        let socket = self.0.borrow_mut().release(stream.index)?;
+        Ok((socket, BLOCKING_CALLS))
     }
 
     fn close(&mut self, stream: StreamFd, end: End) {

@@ -71,7 +71,9 @@ impl Kernel {
     fn move_bytes(&mut self) {
         self.answer_dials();
         self.carry();
+        self.descriptors.relay(&mut self.sockets);
         self.sockets.move_bytes();
+        self.descriptors.ask_watcher();
     }
 
     /// After what is under way has arrived: the next poll has something to report.
@@ -81,7 +83,10 @@ impl Kernel {
             .listeners
             .iter()
             .any(|listener| listener.edge && listener.token.is_some());
-        listening || self.sockets.has_news() || self.woken.load(Ordering::SeqCst)
+        listening
+            || self.sockets.has_news()
+            || !self.descriptors.events.is_empty()
+            || self.woken.load(Ordering::SeqCst)
     }
 
     fn collect(&mut self, events: &mut Vec<Event>) {
@@ -92,6 +97,14 @@ impl Kernel {
                 writable: false,
                 closed: false,
             });
+        }
+        for event in std::mem::take(&mut self.descriptors.events) {
+            if self.random.chance(self.faults.late_events) {
+                note(&mut self.notes, Fault::LateEvent, None);
+                self.descriptors.events.push(event);
+            } else {
+                events.push(event);
+            }
         }
         for listener in &mut self.listeners {
             let (Some(token), true) = (listener.token, listener.edge) else {

@@ -1,9 +1,10 @@
-//! The servers to which the simulated one connects.
+//! The servers to which the simulated one connects, and the peers of adopted sockets.
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::addrs::{local_addr, tcp_part};
 use super::answer::Answer;
 use super::clients::ClientId;
 use super::faults::Call;
@@ -13,11 +14,6 @@ use super::Sim;
 use crate::addr::Addr;
 use crate::proto::Time;
 use crate::reactor::os::Connected;
-
-/// The simulated server's own host, and its first port for outgoing connections.
-const HERE: [u8; 4] = [192, 0, 2, 1];
-const FIRST_PORT: usize = 20_000;
-const PORTS: usize = 40_000;
 
 impl<A> Sim<A> {
     /// Sets the result of the server's attempts to connect to this address from now on. The
@@ -80,6 +76,41 @@ impl<A> Sim<A> {
             .filter(|(_, socket)| socket.dial == Dial::Done && socket.to.as_ref() == Some(&addr));
         dialed.map(|(index, _)| ClientId(index)).collect()
     }
+
+    /// Returns the other ends of the adopted sockets ([`Control::adopt`](crate::Control::adopt)),
+    /// oldest first, including those that have ended.
+    ///
+    /// The descriptor is checked as by a server, its options are set, and the bytes that it has
+    /// received are read. Then the simulator closes it, and simulates a connection in its place.
+    /// Over TCP the peer has a client's address ([`Sim::client_addr`]).
+    ///
+    /// ```
+    /// use std::os::unix::net::UnixStream;
+    /// use portcullis::sim::Sim;
+    /// use portcullis::{Config, Connect, Context, Framing, Handler, Outcome};
+    ///
+    /// struct Echo;
+    /// impl Handler for Echo {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, line: &[u8]) -> Outcome {
+    ///         cx.conn.send(line)?;
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let mut sim = Sim::new(1, Config::new(), ());
+    /// let (ours, _theirs) = UnixStream::pair().unwrap();
+    /// sim.control().adopt(ours, Connect::new(Framing::Line), Echo).unwrap();
+    /// let client = sim.adopted()[0];
+    /// sim.send(client, b"hello\n");
+    /// sim.settle();
+    /// assert_eq!(sim.received(client), b"hello\n");
+    /// ```
+    pub fn adopted(&self) -> Vec<ClientId> {
+        let kernel = self.kernel.borrow();
+        let sockets = kernel.sockets.iter().enumerate();
+        let adopted = sockets.filter(|(_, socket)| socket.dial == Dial::Adopted);
+        adopted.map(|(index, _)| ClientId(index)).collect()
+    }
 }
 
 impl Kernel {
@@ -127,16 +158,13 @@ impl Kernel {
             Answer::FailAfter(after, errno) => Dial::Until(self.now.after(after), Some(errno)),
             Answer::Silence => Dial::Until(Time::NEVER, None),
         };
-        let port = (FIRST_PORT + index % PORTS) as u16;
+        let own = local_addr(index);
         let local = match bind {
             Some(local) if local.port() > 0 => local,
-            Some(local) => SocketAddr::new(local.ip(), port),
-            None => SocketAddr::from((HERE, port)),
+            Some(local) => SocketAddr::new(local.ip(), own.port()),
+            None => own,
         };
-        let peer = to
-            .as_tcp()
-            .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-        let mut socket = SimSocket::new(peer, local);
+        let mut socket = SimSocket::new(tcp_part(to), local);
         socket.held = true;
         socket.dial = dial;
         socket.to = Some(to.clone());
@@ -175,7 +203,7 @@ impl Kernel {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         };
         match (socket.error, socket.dial) {
-            (_, Dial::No | Dial::Done) => Ok(Connected::Yes),
+            (_, Dial::No | Dial::Done | Dial::Adopted) => Ok(Connected::Yes),
             (Some(errno), Dial::Until(..)) => Err(io::Error::from_raw_os_error(errno)),
             (None, Dial::Until(..)) => Ok(Connected::NotYet),
         }

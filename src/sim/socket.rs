@@ -15,6 +15,8 @@ pub(super) enum Dial {
     /// An attempt that succeeds at this time, or fails with this errno.
     Until(Time, Option<i32>),
     Done,
+    /// Connected by the application.
+    Adopted,
 }
 
 /// Both directions of one connection.
@@ -52,7 +54,7 @@ pub(super) struct SimSocket {
     /// The client reads incoming bytes.
     pub(super) reads: bool,
     pub(super) dial: Dial,
-    /// The target of an outgoing connection.
+    /// The target of an outgoing connection, and the peer of an adopted Unix socket.
     pub(super) to: Option<Addr>,
     /// The other end belongs to the server too.
     pub(super) joined: Option<usize>,

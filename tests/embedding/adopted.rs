@@ -198,6 +198,11 @@ fn what_is_no_connected_stream_is_refused() {
         unconnected.expect("a socket"),
         "not connected",
     );
+    // One of another family, on a system that has one.
+    #[cfg(target_os = "linux")]
+    if let Ok(other) = socket2::Socket::new(libc::AF_VSOCK.into(), socket2::Type::STREAM, None) {
+        refused(&mut control, other, "neither TCP nor Unix");
+    }
     // A connection that was reset meanwhile.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let client = connect(listener.local_addr().expect("an address"));

@@ -2,5 +2,6 @@
 
 mod failing_calls;
 mod misbehaving;
+mod own_descriptors;
 mod simulation;
 mod small_worlds;

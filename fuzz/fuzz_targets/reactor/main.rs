@@ -228,14 +228,15 @@ impl<'a> World<'a> {
         assert!(self.sim.drain_report().is_some(), "the drain does not end");
         assert_eq!(self.sim.descriptors(), 0, "descriptors are left");
         let (stats, app) = (self.sim.stats(), self.sim.app());
-        assert_eq!((stats.open, stats.accepted), (0, stats.closed_total()));
+        let came = stats.accepted + stats.outgoing;
+        assert_eq!((stats.open, came), (0, stats.closed_total()));
         assert_eq!(
             (stats.opened, stats.opened),
             (app.opened, app.reasons.len() as u64)
         );
         assert_eq!(
-            stats.accepted,
-            stats.opened + app.failed_accepts.len() as u64
+            came,
+            stats.opened + app.failed_accepts.len() as u64 + app.failed_connects
         );
         assert!(app.live.is_empty(), "never closed: {:?}", app.live);
     }

@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kit::outgoing::connected_socket;
 use kit::planned::{blow, PanicOnDrop};
 use kit::script::{Call, Inside, Play, ScriptedHandler};
 use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use portcullis::{
-    Addr, Close, CloseReason, Conn, ConnId, Context, Control, Handle, HandleError, Outcome, State,
+    Addr, Close, CloseReason, Conn, ConnId, Connect, Context, Control, Handle, HandleError,
+    Outcome, State,
 };
 
 use crate::framing::framing;
@@ -45,6 +47,7 @@ pub enum Act {
     SetFraming(u8),
     SetMaxFrame(u8),
     Replace,
+    Detach,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +67,8 @@ pub enum Job {
     SetCap(u8),
     Suspend(bool),
     CloseListener,
+    /// A socket is adopted.
+    Adopt(u8),
     Drain(u8),
     /// All peers, for so long; or none any more.
     Ban(u8),
@@ -111,6 +116,7 @@ impl Act {
             10 => Self::SetFraming(how),
             11 => Self::SetMaxFrame(how),
             12 => Self::Replace,
+            13 => Self::Detach,
             _ => Self::Send(how),
         }
     }
@@ -132,7 +138,8 @@ impl Order {
 impl Job {
     fn new(which: u8, target: u8, how: u8) -> Self {
         match which {
-            0..=7 => Self::Act(target, Act::new(how % 16, how)),
+            0..=6 => Self::Act(target, Act::new(how % 16, how)),
+            7 => Self::Adopt(how),
             8 => Self::Kill(target),
             9 => Self::Ban(how),
             10 => Self::SetCap(how),
@@ -173,6 +180,8 @@ pub struct App {
     former: Option<ConnId>,
     pub reasons: HashMap<SocketAddr, CloseReason>,
     pub failed_accepts: HashMap<SocketAddr, CloseReason>,
+    /// Adopted sockets that ended before they were open.
+    pub failed_connects: u64,
     /// There has been a ban since the last was lifted.
     has_banned: bool,
     /// Lets time pass in a callback.
@@ -191,6 +200,7 @@ impl App {
             former: None,
             reasons: HashMap::new(),
             failed_accepts: HashMap::new(),
+            failed_connects: 0,
             has_banned: false,
             work: None,
         }
@@ -217,26 +227,38 @@ impl App {
 }
 
 pub struct Subject {
-    peer: SocketAddr,
+    /// `None` for an adopted socket, until it is known.
+    peer: Option<SocketAddr>,
     fuse: Option<PanicOnDrop>,
 }
 
 impl Subject {
     pub fn of(peer: SocketAddr) -> Self {
-        Self { peer, fuse: None }
+        Self {
+            peer: Some(peer),
+            fuse: None,
+        }
+    }
+
+    fn adopted() -> Self {
+        Self {
+            peer: None,
+            fuse: None,
+        }
     }
 
     /// What holds in every callback of an open connection.
-    fn check(&self, cx: &mut Context<'_, App>) {
+    fn check(&mut self, cx: &mut Context<'_, App>) {
         assert!(
             cx.app.live.contains(&cx.conn.id()),
             "not open: {:?}",
             cx.conn
         );
         let info = cx.conn.info().expect("a callback's own connection");
+        let peer = *self.peer.get_or_insert(tcp(&info.peer));
         assert_eq!(
             (tcp(&info.peer), info.state),
-            (self.peer, cx.conn.state()),
+            (peer, cx.conn.state()),
             "another's callback"
         );
         assert!(cx.conn.state() == State::Open || cx.conn.send(b"too late").is_err());
@@ -321,6 +343,8 @@ fn perform(conn: &mut Conn<'_, App>, act: Act) {
             .info()
             .expect("it is there")
             .peer)))),
+        // It ends with its stream.
+        Act::Detach => drop(conn.detach(drop)),
     }
 }
 
@@ -396,6 +420,12 @@ fn carry_out(app: &mut App, control: &mut Control<'_, App>, job: Job) {
         }
         // It may have been closed before.
         Job::CloseListener => drop(control.close_listener("second")),
+        Job::Adopt(number) => {
+            let options = Connect::new(framing(number));
+            let handler = ScriptedHandler::new(Subject::adopted());
+            // Refused at the cap and in a drain, or not registered.
+            let _ = control.adopt(connected_socket(), options, handler);
+        }
         Job::Drain(ticks) => control.drain(Duration::from_millis(u64::from(ticks).pow(2))),
         Job::Ban(0) => {
             let may_be_banned = std::mem::take(&mut app.has_banned);
@@ -415,6 +445,11 @@ impl Play<App> for Subject {
     /// An echo; then actions.
     fn play(&mut self, cx: &mut Context<'_, App>, call: Call<'_>) -> Outcome {
         let (id, state) = (cx.conn.id(), cx.conn.state());
+        if let Call::ConnectFailed(_) = call {
+            assert!(!cx.app.live.contains(&id), "{id} is open");
+            cx.app.failed_connects += 1;
+            return self.do_actions(cx);
+        }
         if let Call::Open = call {
             assert!(!cx.app.live.contains(&id), "{id} opens twice");
             cx.app.live.push(id);
@@ -437,7 +472,8 @@ impl Play<App> for Subject {
                 assert_eq!(state, State::Closing);
                 cx.app.live.retain(|&live| live != id);
                 cx.app.former = Some(id);
-                let told = cx.app.reasons.insert(self.peer, closed.reason);
+                let peer = tcp(&cx.conn.info().expect("it is there").peer);
+                let told = cx.app.reasons.insert(peer, closed.reason);
                 assert!(told.is_none(), "{id} closes twice");
             }
             _ => {}

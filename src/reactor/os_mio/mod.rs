@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Waker};
@@ -23,7 +24,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
 use shared::Asked;
 pub(crate) use shared::SharedListenSockets;
-pub(crate) use sockets::{Listener, Stream};
+pub(crate) use sockets::{adopt, Listener, Stream};
 
 use super::clock::{self, Clock, LONGEST_SLEEP};
 use super::os::{Connected, End, Event, Os, StreamOps, Token};
@@ -37,6 +38,13 @@ use crate::proto::Time;
 
 /// Events taken per iteration.
 const BATCH: usize = 1024;
+
+/// The calls of a detached connection.
+pub(crate) const BLOCKING_CALLS: SystemCalls = SystemCalls {
+    now: clock::now,
+    unsent: sockets::unsent,
+    end: sockets::end_as_set,
+};
 
 pub(crate) struct MioOs {
     poll: Poll,
@@ -66,6 +74,21 @@ impl MioOs {
     /// Shares listening sockets with other servers.
     pub(crate) fn share_listen_sockets(&mut self, listen_sockets: Arc<SharedListenSockets>) {
         self.listen_sockets = Some((listen_sockets, Vec::new()));
+    }
+
+    /// As `Registry::register`, which writes a log record first: the logger may panic.
+    fn register(
+        &self,
+        source: &mut dyn Source,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        source.register(self.poll.registry(), mio::Token(token.0), interest)
+    }
+
+    /// As [`MioOs::register`].
+    fn deregister(&self, source: &mut dyn Source) -> io::Result<()> {
+        source.deregister(self.poll.registry())
     }
 
     /// True in a forked child: poll and sockets are its parent's.
@@ -357,9 +380,7 @@ impl Os for MioOs {
     }
 
     fn register_listener(&mut self, listener: &mut Listener, token: Token) -> io::Result<()> {
-        self.poll
-            .registry()
-            .register(listener.source(), mio::Token(token.0), Interest::READABLE)
+        self.register(listener.source(), token, Interest::READABLE)
     }
 
     fn deregister_listener(&mut self, listener: &mut Listener) -> io::Result<()> {
@@ -367,7 +388,7 @@ impl Os for MioOs {
         if self.is_forked() {
             return Ok(());
         }
-        self.poll.registry().deregister(listener.source())
+        self.deregister(listener.source())
     }
 
     fn close_listener(&mut self, listener: Listener) {
@@ -406,7 +427,7 @@ impl Os for MioOs {
         socket: OwnedFd,
         options: &SocketOptions,
     ) -> io::Result<(Stream, Addr)> {
-        sockets::adopt(socket, options)
+        adopt(socket, options)
     }
 
     fn connected(&mut self, stream: &mut Stream) -> io::Result<Connected> {
@@ -446,9 +467,7 @@ impl Os for MioOs {
         // Reports urgent bytes where the system can; edge-triggered, so it cannot spin.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let interest = interest | Interest::PRIORITY;
-        self.poll
-            .registry()
-            .register(stream.source(), mio::Token(token.0), interest)
+        self.register(stream.source(), token, interest)
     }
 
     fn watch(
@@ -462,18 +481,14 @@ impl Os for MioOs {
             Watched::Writable => Interest::WRITABLE,
             Watched::Both => Interest::READABLE | Interest::WRITABLE,
         };
-        self.poll.registry().register(
-            &mut SourceFd(&descriptor.as_raw_fd()),
-            mio::Token(token.0),
-            interest,
-        )
+        self.register(&mut SourceFd(&descriptor.as_raw_fd()), token, interest)
     }
 
     fn unwatch(&mut self, descriptor: RawFd) {
         // A forked child would take the descriptor out of its parent's poll.
         if !self.is_forked() {
             // A descriptor that was closed has left the poll by that.
-            let _ = self.poll.registry().deregister(&mut SourceFd(&descriptor));
+            let _ = self.deregister(&mut SourceFd(&descriptor));
         }
     }
 
@@ -484,22 +499,13 @@ impl Os for MioOs {
     fn release(&mut self, mut stream: Stream) -> io::Result<(OwnedFd, SystemCalls)> {
         // A forked child would take the stream out of its parent's poll.
         if !self.is_forked() {
-            self.poll.registry().deregister(stream.source())?;
+            self.deregister(stream.source())?;
         }
         let socket = match stream {
             Stream::Tcp(stream) => stream.into(),
             Stream::Unix(stream) => stream.into(),
         };
-        let calls = SystemCalls {
-            now: clock::now,
-            unsent: sockets::unsent,
-            end: sockets::end_as_set,
-        };
-        Ok((socket, calls))
-    }
-
-    fn can_release(&self) -> bool {
-        true
+        Ok((socket, BLOCKING_CALLS))
     }
 
     fn cut_off(&self, socket: &detached::Socket) {

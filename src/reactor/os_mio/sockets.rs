@@ -199,18 +199,19 @@ pub(super) fn set_tcp_options(socket: &SockRef<'_>, options: &SocketOptions) -> 
 }
 
 /// Takes over a connected socket, with the peer's address.
-pub(super) fn adopt(socket: OwnedFd, options: &SocketOptions) -> io::Result<(Stream, Addr)> {
+pub(crate) fn adopt(socket: OwnedFd, options: &SocketOptions) -> io::Result<(Stream, Addr)> {
     let known = SockRef::from(&socket);
     if known.r#type()? != Type::STREAM {
         return Err(wrong("the socket is not a stream socket"));
     }
     // Its error first: that of a connection which has failed meanwhile.
-    let peer = known.take_error()?.map_or_else(|| known.peer_addr(), Err)?;
-    let is_unix = match peer.domain() {
+    known.take_error()?.map_or(Ok(()), Err)?;
+    let is_unix = match known.local_addr()?.domain() {
         Domain::IPV4 | Domain::IPV6 => false,
         Domain::UNIX => true,
         _ => return Err(wrong("the socket is neither TCP nor Unix")),
     };
+    let peer = known.peer_addr()?;
     known.set_nonblocking(true)?;
     known.set_cloexec(true)?;
     reset_inherited(&known)?;

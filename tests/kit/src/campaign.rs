@@ -14,6 +14,7 @@ use portcullis::CloseReason;
 
 mod app;
 mod bans;
+mod descriptors;
 mod header;
 mod logger;
 mod pace;

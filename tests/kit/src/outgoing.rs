@@ -1,4 +1,4 @@
-//! A handler for outgoing connections that tells a test all it hears.
+//! A handler for outgoing connections that tells a test all it hears, and a socket to adopt.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -209,4 +209,17 @@ pub fn with_conn<A, R>(
     act: impl FnOnce(&mut Conn<'_, A>) -> R,
 ) -> R {
     act(&mut control.conn(id).expect("it is there"))
+}
+
+thread_local! {
+    static CONNECTED: (TcpStream, TcpStream) = {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let client = TcpStream::connect(listener.local_addr().expect("an address"));
+        (client.expect("connected"), listener.accept().expect("a client").0)
+    };
+}
+
+/// A copy of a connected socket, the same one for all calls of a thread: the simulator does no more than look at it.
+pub fn connected_socket() -> TcpStream {
+    CONNECTED.with(|(_, accepted)| accepted.try_clone().expect("a copy"))
 }

@@ -15,6 +15,7 @@ use portcullis::{
 };
 
 use super::bans::Bans;
+use super::descriptors::Descriptors;
 use super::header::Opening;
 use super::rules::Rules;
 use super::sim_client::SimClient;
@@ -34,6 +35,7 @@ pub struct App {
     /// Frames that handlers and jobs have sent.
     pub frames: u64,
     pub bans: Bans,
+    pub descriptors: Descriptors,
     pub failed_accepts: u64,
     /// Jobs and services that panicked as planned.
     pub panics: u64,
@@ -148,6 +150,8 @@ pub struct Talk {
     frames: usize,
     /// What was taken for the client, on the wire, TLS taken off.
     pub promised: Vec<u8>,
+    /// How much of that was taken before the connection came back.
+    pub taken: u64,
     /// Its handler is to be notified once so much of it has left to the kernel.
     pub flush: Option<usize>,
     /// Its handler, or another's, wants no frames.
@@ -183,6 +187,7 @@ impl Talk {
             heard: 0,
             frames: 0,
             promised: Vec::new(),
+            taken: 0,
             flush: None,
             paused: false,
             murky: false,
@@ -295,6 +300,7 @@ impl Talk {
 
     /// It ends for this reason, and the kernel has taken so many bytes for the client.
     pub fn judge_end(&self, reason: CloseReason, taken: u64) -> Result<(), String> {
+        let taken = self.taken + taken;
         let (promised, unheard) = (self.promised.len() as u64, self.said.len() - self.heard);
         // The plaintext is unknown.
         if is_orderly(reason) && !self.murky && !self.tls && taken != promised {
@@ -331,6 +337,12 @@ impl Talk {
             return Err(format!("it ended as {reason}, and the next frame is whole"));
         }
         Ok(())
+    }
+
+    /// It comes back after it was detached, and opens once more.
+    pub fn come_back(&mut self) {
+        (self.opened, self.closed, self.flush) = (false, None, None);
+        (self.paused, self.evictable) = (false, false);
     }
 
     /// The server delivers a frame: it must be what a naive reader finds next.
@@ -401,6 +413,7 @@ impl App {
             commands: Commands::default(),
             frames: 0,
             bans: Bans::default(),
+            descriptors: Descriptors::default(),
             failed_accepts: 0,
             panics: 0,
             blown: Rc::default(),
@@ -483,7 +496,7 @@ impl App {
         let talk = self.talk(peer);
         match talk.flush.take() {
             None => self.blame("flushed without a request"),
-            Some(at) if !talk.tls && bytes_out < at as u64 => {
+            Some(at) if !talk.tls && talk.taken + bytes_out < at as u64 => {
                 self.blame(format!("flushed at {bytes_out} of {at} bytes"));
             }
             Some(_) => {}

@@ -92,6 +92,10 @@ pub enum Act {
     Dial {
         door: u8,
     },
+    /// The server adopts a connected socket.
+    Adopt {
+        door: u8,
+    },
     /// A client says some frames.
     Say {
         client: u8,
@@ -356,7 +360,8 @@ impl Act {
                 door,
                 odd: random.chance(30),
             },
-            150..=199 => Self::Dial { door },
+            150..=189 => Self::Dial { door },
+            190..=199 => Self::Adopt { door },
             200..=489 => Self::Say {
                 client,
                 frames: random.between(1, 12) as u8,

@@ -12,6 +12,7 @@ use portcullis::{
 };
 
 use super::app::{tcp, App, Order, Talk};
+use super::descriptors;
 use super::plan::{ConnLimits, Door};
 use super::rules::Rules;
 use super::wire::Wire;
@@ -53,7 +54,8 @@ pub enum HandlerKind {
     Upgrading,
     /// Sends nothing more after the second frame, and goes on reading.
     Halving,
-    /// Uses the server's controls: messages, timers, kills and questions from every callback.
+    /// Uses the server's controls: messages, timers, kills, questions and descriptors from every
+    /// callback.
     Managing,
 }
 
@@ -188,7 +190,7 @@ impl Subject {
     fn manage(&mut self, cx: &mut Context<'_, App>) -> Outcome {
         let own = cx.conn.id();
         let (other, _) = *self.random.pick(&cx.app.members).unwrap_or(&(own, NOWHERE));
-        match self.random.below(9) {
+        match self.random.below(12) {
             0 => notify(cx, own),
             1 => {
                 notify(cx, own);
@@ -234,6 +236,8 @@ impl Subject {
                     cx.app.blame("the controls do not list all connections");
                 }
             }
+            7..=8 => descriptors::watch(cx, other, &mut self.random),
+            9 => descriptors::detach(cx, &self.door),
             _ => notify(cx, other),
         }
         Ok(())
@@ -419,6 +423,9 @@ impl Subject {
                 if let Some(info) = cx.conn.info() {
                     let talk = cx.app.talk(tcp(&info.peer));
                     let judged = talk.judge_end(closed.reason, info.traffic.bytes_out);
+                    if closed.reason == CloseReason::Detached {
+                        talk.taken += info.traffic.bytes_out;
+                    }
                     judged.unwrap_or_else(|fault| cx.app.blame(fault));
                 }
             }

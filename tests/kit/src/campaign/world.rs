@@ -12,6 +12,7 @@ use portcullis::sim::{
 use portcullis::{CloseReason, ConnId, ConnInfo, ListenerId, ProxyProtocol, Retry, State};
 
 use super::app::{is_orderly, tcp, App, Order, Slow, Talk};
+use super::descriptors;
 use super::header::{self, Opening};
 use super::logger::PanickingLogger;
 use super::pace::{Limits, Pace};
@@ -175,6 +176,10 @@ impl World {
                 }
             }
             Act::Dial { door } => self.dial(usize::from(door) % self.doors.len(), &mut random),
+            Act::Adopt { door } => {
+                let door = Rc::clone(&self.door(door).door);
+                descriptors::adopt(&mut self.sim, &door, &mut random);
+            }
             Act::Say { client, frames } => {
                 let frames = usize::from(if self.heavy { frames.min(2) } else { frames });
                 self.speak(client, |sim_client, talk| {
@@ -252,6 +257,9 @@ impl World {
                 self.unban(NETWORKS[usize::from(network) % NETWORKS.len()])?
             }
             Act::World(ref op) => self.let_happen(op)?,
+        }
+        if random.chance(200) {
+            descriptors::tend(&mut self.sim, &mut random, self.heavy);
         }
         // Nothing may depend on how many turns lie between two things that happen.
         if random.chance(500) {
@@ -482,9 +490,12 @@ impl World {
 
     /// A remote server sends as a client does, once the server knows of the connection. Before, the
     /// attempt may be given up and repeated.
-    fn meet(&mut self) {
+    fn meet(&mut self) -> Result<(), String> {
+        if std::mem::take(&mut self.sim.app_mut().descriptors.is_new) {
+            self.meet_adopted()?;
+        }
         if self.dialed.is_empty() {
-            return;
+            return Ok(());
         }
         let infos = self.sim.control().connections().into_iter();
         let trying = infos.filter(|info| info.state == State::Connecting);
@@ -500,6 +511,27 @@ impl World {
             sim_clients.push(SimClient::new(id, *addr, false, false));
             false
         });
+        Ok(())
+    }
+
+    /// The peers of adopted sockets are clients as others are. One that was refused is closed.
+    fn meet_adopted(&mut self) -> Result<(), String> {
+        let adopted = std::mem::take(&mut self.sim.app_mut().descriptors.adopted);
+        for id in self.sim.adopted() {
+            let Some(addr) = self.sim.client_addr(id) else {
+                continue;
+            };
+            if let Some(&(_, send_buffer)) = adopted.iter().find(|(peer, _)| *peer == addr) {
+                self.sim.set_send_buffer(id, send_buffer);
+                self.sim_clients
+                    .push(SimClient::new(id, addr, false, false));
+            } else if !self.sim.app().talks.contains_key(&addr)
+                && self.sim.state(id) == ClientState::Connected
+            {
+                return Err(format!("the refused socket of {addr} is open"));
+            }
+        }
+        Ok(())
     }
 
     fn strike(&mut self, error: u8, random: &mut Random) {
@@ -678,6 +710,10 @@ impl World {
             self.sim.set_reading(id, true);
         }
         for _ in 0..4 {
+            self.pass(Duration::from_millis(100))?;
+        }
+        while !self.sim.app().descriptors.detached.borrow().is_empty() {
+            descriptors::tend(&mut self.sim, random, self.heavy);
             self.pass(Duration::from_millis(100))?;
         }
         self.miss_nothing(false)?;
@@ -860,6 +896,7 @@ impl World {
 
     fn end(&mut self, random: &mut Random) -> Result<(), String> {
         let grace = Duration::from_secs(10);
+        descriptors::tend(&mut self.sim, random, self.heavy);
         if random.chance(500) {
             self.sim.control().drain(grace);
         } else {
@@ -895,6 +932,9 @@ impl World {
             .values()
             .filter(|talk| talk.closed.is_some())
             .count() as u64;
+        let descriptors = &app.descriptors;
+        // Each that came back had opened and closed before.
+        let (opened, closed) = (opened + descriptors.attached, closed + descriptors.attached);
         let balances = [
             ("opened and on_open", stats.opened, opened),
             ("on_open and on_close", opened, closed),
@@ -909,6 +949,11 @@ impl World {
                 stats.panics,
             ),
             ("jobs, taken and done", orders.posts, orders.jobs),
+            (
+                "bytes of watched descriptors, written and read",
+                descriptors.written,
+                descriptors.read,
+            ),
         ];
         for (what, one, other) in balances {
             if one != other {
@@ -935,7 +980,7 @@ impl World {
 
     /// Every client reads what there is, and judges it.
     fn listen_to_all(&mut self) -> Result<(), String> {
-        self.meet();
+        self.meet()?;
         self.aborts |= self.sim.app().commands.kills > 0;
         for sim_client in &mut self.sim_clients {
             let bytes = self.sim.received(sim_client.id);

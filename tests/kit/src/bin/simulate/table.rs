@@ -26,9 +26,10 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
         ) | Fault::ShortRead
             | Fault::ShortWrite
     );
-    let of_all = matches!(fault, Fault::ClockLeap | Fault::FullBatch | Fault::Famine);
     match (fault, stage) {
         (_, Stage::Handshaking) if !tls => Some("without TLS nobody is in a handshake"),
+        // Of a watched descriptor.
+        (Fault::Error(Call::Register, _), Stage::NoConnection) => None,
         (Fault::Error(Call::Register, _), stage) if stage != Stage::New => {
             Some("a socket is registered once, in the turn that accepts it or begins to connect")
         }
@@ -40,7 +41,6 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
         (Fault::Error(Call::Accept | Call::Connect, _), stage) if stage != Stage::NoConnection => {
             Some("there is no connection yet")
         }
-        (_, Stage::New) if of_all || !of_a_connection => Some("a turn polls before it accepts"),
         _ => None,
     }
 }
@@ -137,14 +137,6 @@ pub fn render(coverage: &Coverage, reasons: &BTreeMap<CloseReason, u64>, tls: bo
     text.push_str("how connections ended:\n");
     for &reason in CloseReason::ALL {
         let count = reasons.get(&reason).copied().unwrap_or(0);
-        if reason == CloseReason::Detached {
-            let _ = writeln!(
-                text,
-                "{:>12}  {reason} (no thread can have a simulated socket)",
-                "-"
-            );
-            continue;
-        }
         match (count, is_reachable(reason, tls)) {
             (0, false) => {
                 let _ = writeln!(text, "{:>12}  {reason} (without TLS, never)", "-");
