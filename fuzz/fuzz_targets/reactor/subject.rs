@@ -471,7 +471,10 @@ impl Play<App> for Subject {
             Call::Close(closed) => {
                 assert_eq!(state, State::Closing);
                 cx.app.live.retain(|&live| live != id);
-                cx.app.former = Some(id);
+                // A detached connection has its slot until its stream is dropped.
+                if closed.reason != CloseReason::Detached {
+                    cx.app.former = Some(id);
+                }
                 let peer = tcp(&cx.conn.info().expect("it is there").peer);
                 let told = cx.app.reasons.insert(peer, closed.reason);
                 assert!(told.is_none(), "{id} closes twice");
