@@ -119,9 +119,9 @@ pub struct Histograms {
     pub frame_size_in: Histogram,
     /// Payloads sent to peers, in bytes.
     pub frame_size_out: Histogram,
-    /// Duration of each iteration without its poll: for so long no other connection is served. In
-    /// microseconds. Time between two calls of [`Server::poll_once`](crate::Server::poll_once) does
-    /// not count.
+    /// Duration of each iteration without its poll, in microseconds. A socket that becomes ready
+    /// meanwhile waits for the remainder. Time between two calls of
+    /// [`Server::poll_once`](crate::Server::poll_once) does not count.
     pub iteration_time: Histogram,
 }
 

@@ -93,4 +93,13 @@ impl ListenerInfo {
     pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed.of(reason)
     }
+
+    /// Returns the labels of its connections, as
+    /// [`Stats::closed_labels`](crate::Stats::closed_labels).
+    pub fn closed_labels(
+        &self,
+        reason: CloseReason,
+    ) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.closed.labels(reason)
+    }
 }

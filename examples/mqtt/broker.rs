@@ -279,7 +279,7 @@ impl Broker {
         for (_, message) in matching {
             let is_memory_full = self.memory.used() > self.limits.max_stored;
             if is_memory_full {
-                // What can be sent at once is not kept.
+                // Messages that are sent at once take no memory.
                 session.flush(&mut conn, window);
             }
             if session.queued() >= max_queued || is_memory_full && !session.is_idle() {

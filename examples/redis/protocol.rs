@@ -172,8 +172,8 @@ fn bulk(input: &[u8], at: usize, limit: usize) -> Result<Option<Range<usize>>, F
     }
 }
 
-/// Reads the header line `*3` or `$5` at `at`: its number, and where the line ends. What is no
-/// number in its canonical form counts as too large.
+/// Reads the header line `*3` or `$5` at `at`: its number, and where the line ends. Text that is no
+/// canonical number counts as too large.
 #[inline(always)] // the result stays in registers
 fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(usize, usize)>, FrameError> {
     let Some((&first, line)) = input.get(at..).and_then(<[u8]>::split_first) else {

@@ -190,8 +190,8 @@ impl<A> Control<'_, A> {
     /// not written goes out first. It has a new id. It counts for no limit of its former listener,
     /// and does not get that listener's options ([`Control::options`] returns them).
     ///
-    /// The cap of its own server never refuses it, not even one that was lowered meanwhile: it gets
-    /// the slot that it had. The shards of [`Shards`](crate::Shards) have one cap, which refuses it
+    /// The cap of its own server never refuses it, not even a cap that was lowered: it counts as
+    /// before. The shards of [`Shards`](crate::Shards) have one cap, which refuses it
     /// in none of them.
     ///
     /// ```

@@ -147,7 +147,8 @@ impl<A> Conn<'_, A> {
     /// left to the kernel. If nothing is pending, that is soon after this callback. Of several
     /// calls before `on_flushed` the last counts. [`Conn::close_after_input`] and the defaults of
     /// [`Handler::on_finish`] and [`Handler::on_drain`] wait for it, as for a [`Conn::hold`]: an
-    /// answer in pieces is not cut off.
+    /// answer in pieces is not cut off. Over TLS 1.2 the peer's end closes in any case (see
+    /// [`Handler::on_finish`]).
     ///
     /// Without effect once the connection closes, or can send nothing more: then the reason of
     /// [`Handler::on_close`] says whether output was lost. Before an accepted connection is open it

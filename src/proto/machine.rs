@@ -455,7 +455,7 @@ impl Machine {
 
     /// True if the connection closes once the input is answered, and nothing holds it.
     fn closes_when_answered(&self) -> bool {
-        let held = || self.parts().ending.has_pending_replies() || self.status.awaits_flush();
+        let held = || self.parts().ending.has_pending_replies() || self.status.is_held_for_flush();
         self.status.close.is_requested() && !held()
     }
 

@@ -59,7 +59,7 @@ impl Status {
     }
 
     /// True if the handler is to be notified that output has left, or is about to be.
-    pub(super) fn awaits_flush(self) -> bool {
+    pub(super) fn is_held_for_flush(self) -> bool {
         let waits = self.send.awaits_flush() && !self.send.has_failed();
         waits || self.events.has(Events::FLUSHED)
     }

@@ -1,4 +1,5 @@
-//! Time in which callbacks keep the loop from its sockets: no peer is charged for it.
+//! The time of an iteration: its histogram, and the time in which callbacks keep the loop from its
+//! sockets, which no peer is charged for.
 
 use std::time::Duration;
 
@@ -54,12 +55,11 @@ impl Busy {
         self.long_from = now.after(LONG_TURN);
     }
 
-    /// Counts the iteration that began when the last poll returned and ends at `now`. Returns `now`.
+    /// Counts the iteration that began when the last poll returned and ends at `now`.
     #[inline]
-    pub(super) fn record_iteration(&mut self, now: Time) -> Time {
-        let micros = now.micros_since(self.polled_at);
-        self.iteration_times.record(micros);
-        now
+    pub(super) fn record_iteration(&mut self, now: Time) {
+        self.iteration_times
+            .record(now.micros_since(self.polled_at));
     }
 
     /// An iteration has ended with a poll that began at `polled` and returned at `now`. True if the

@@ -48,8 +48,8 @@ impl<O: Os> Core<O> {
         id
     }
 
-    /// Takes over a connected socket. Takes what `remains` of its connection, if that was detached
-    /// and is `returning`.
+    /// Takes over a connected socket; and `remains`, the parts of a detached connection that is
+    /// `returning`.
     pub(super) fn adopt(
         &mut self,
         socket: OwnedFd,
@@ -178,13 +178,17 @@ impl<O: Os> Core<O> {
     /// Claims a slot, and then calls `open` for its socket. `None` if no slot is free.
     fn claim_with<R>(
         &mut self,
-        returning: Option<Returning>,
+        mut returning: Option<Returning>,
         open: impl FnOnce(&mut Self, ConnId) -> R,
     ) -> Option<(ConnId, R)> {
-        self.conns.prepare();
+        if returning.is_none() {
+            self.conns.prepare();
+        } else if !self.conns.has_memory() {
+            return None;
+        }
         let gate = self.conns.gate();
         let _locked = gate.as_ref().map(|shared_cap| shared_cap.lock());
-        let claimed = match returning {
+        let claimed = match &mut returning {
             Some(returning) => self.conns.claim_again(returning),
             None => self.conns.claim(),
         };

@@ -108,7 +108,8 @@ impl<S> Connections<S> {
     }
 
     /// Whether there is memory for one connection more. If not, that is so until a slot is free.
-    fn has_memory(&mut self) -> bool {
+    /// Before [`SharedCap::lock`]: the refusal is logged, which is foreign code.
+    pub(super) fn has_memory(&mut self) -> bool {
         if self.slots.has_vacant() {
             return true;
         }
@@ -116,6 +117,8 @@ impl<S> Connections<S> {
         // One more, while a connection leaves.
         let most = self.cap().saturating_add(1);
         let doubled = slots.saturating_mul(2).min(most).max(MIN_SLOTS);
+        // A connection that comes back counts although the cap may be lower.
+        let doubled = doubled.max(slots.saturating_add(1));
         let few = slots.saturating_add(MIN_SLOTS);
         match self.request(doubled).or_else(|_| self.request(few)) {
             Ok(()) => {
@@ -244,19 +247,17 @@ impl<S> Connections<S> {
         claimed
     }
 
-    /// As [`Connections::claim`], for a connection that comes back. It is refused no slot that was
-    /// its own until now, and needs no other permit than its own: whether the cap is reached does
-    /// not matter.
+    /// As [`Connections::claim`], for a connection that comes back, where
+    /// [`Connections::has_memory`]. A connection that had a slot here, or brings its permit, counts
+    /// as before: the cap is not checked.
     #[must_use = "the system may grant no memory"]
-    pub(super) fn claim_again(&mut self, returning: Returning) -> bool {
-        let Returning { had_slot, permit } = returning;
-        if self.len() + self.claimed >= self.granted || !self.has_memory() {
+    pub(super) fn claim_again(&mut self, returning: &mut Returning) -> bool {
+        if self.len() + self.claimed >= self.granted {
             return false;
         }
-        let is_counted = match (&mut self.share, permit) {
-            (Some(share), Some(permit)) => share.attach(permit),
-            (Some(_), None) => false,
-            (None, _) => had_slot,
+        let is_counted = match &mut self.share {
+            Some(share) => share.attach(&mut returning.permit),
+            None => returning.had_slot,
         };
         if is_counted {
             self.claimed += 1;

@@ -256,7 +256,9 @@ impl<A, O: Os> Reactor<A, O> {
         if Arc::strong_count(&self.shared) > 1 {
             core.publish();
         }
-        Ok(core.busy.record_iteration(core.os.now()))
+        let now = core.os.now();
+        core.busy.record_iteration(now);
+        Ok(now)
     }
 
     /// True if something asked `run` to end since the last call.

@@ -402,15 +402,17 @@ impl CapShare {
         Box::new(DetachedPermit(Some(Arc::clone(&self.shared_cap))))
     }
 
-    /// A detached connection comes back with its permit. False if that is of another cap, and given
-    /// back there.
-    pub(super) fn attach(&mut self, permit: Box<dyn Permit>) -> bool {
-        let Ok(mut permit) = permit.into_any().downcast::<DetachedPermit>() else {
+    /// A detached connection comes back with its permit. False if it has none, or that of another
+    /// cap, which stays.
+    pub(super) fn attach(&mut self, permit: &mut Option<Box<dyn Permit>>) -> bool {
+        let taken = permit.take().map(|permit| permit.into_any().downcast());
+        let Some(Ok::<Box<DetachedPermit>, _>(mut taken)) = taken else {
             return false;
         };
         let is_own = |cap: &mut Arc<SharedCap>| Arc::ptr_eq(cap, &self.shared_cap);
-        let attached = permit.0.take_if(is_own).is_some();
+        let attached = taken.0.take_if(is_own).is_some();
         self.held += usize::from(attached);
+        *permit = Some(taken);
         attached
     }
 

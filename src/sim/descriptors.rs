@@ -94,8 +94,16 @@ impl Descriptors {
 
     /// Moves bytes between the streams of detached connections and their clients.
     pub(super) fn relay(&mut self, sockets: &mut Sockets) {
+        let detached = &mut self.detached;
         self.relays.retain_mut(|relay| {
             let socket = sockets.get_mut(relay.index);
+            let is_closed = socket
+                .as_ref()
+                .is_none_or(|socket| socket.server_finished || socket.server_reset);
+            if is_closed {
+                // Its stream does not come back.
+                detached.retain(|_, index| *index != relay.index);
+            }
             socket.is_some_and(|socket| relay.carry(socket))
         });
     }

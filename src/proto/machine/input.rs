@@ -476,7 +476,8 @@ impl Machine {
     pub(crate) fn wants_error(&self) -> bool {
         // Behind our own FIN a write fails in any case.
         let asks = self.is_input_over() && !self.status.send.has_sent_fin();
-        let ends = self.status.recv.is_end_reported() && self.closes_when_finished();
+        let closes = self.status.recv.is_end_reported() && self.closes_when_finished();
+        let ends = closes && !self.is_paused();
         let goes_on = !ends && !self.parts().ending.awaits_commands();
         self.status.life.is_open() && asks && goes_on && self.parts().recv_buf.is_empty()
     }

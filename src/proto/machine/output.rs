@@ -405,7 +405,7 @@ impl Machine {
     /// True if the handler is to be notified, or is about to be.
     #[cfg(feature = "sim")]
     pub(crate) fn awaits_flush(&self) -> bool {
-        self.status.awaits_flush()
+        self.status.is_held_for_flush()
     }
 
     fn note_flushed(&mut self) {

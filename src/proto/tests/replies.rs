@@ -74,3 +74,19 @@ fn extra_calls_are_ignored() {
     assert_eq!(rig.answers(), packet2("one"));
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
+
+/// It does not close before it is resumed: until then a reset is noticed.
+#[test]
+fn a_paused_connection_whose_peer_has_finished_notices_a_reset() {
+    let mut rig = Rig::open(|turn: &mut Turn<'_>, event: &Seen| {
+        if *event == Seen::Finished {
+            turn.machine.close_after_input();
+            turn.machine.pause(turn.now);
+        }
+        Ok(())
+    });
+    rig.receive_fin();
+    assert!(rig.is_open() && rig.machine.wants_error());
+    rig.act(|turn| turn.machine.resume(turn.now));
+    assert_eq!(rig.ended(), CloseReason::Finished);
+}

@@ -87,7 +87,7 @@ fn a_detached_connection_comes_back_with_its_permit() {
         assert!(permit.is_some() && ours.remove(id).is_some());
         assert!(!ours.claim() && !theirs.claim());
         let had_slot = true;
-        assert!(ours.claim_again(Returning { had_slot, permit }));
+        assert!(ours.claim_again(&mut Returning { had_slot, permit }));
         assert!(!ours.claim() && !theirs.claim());
         id = ours.next_id();
         ours.insert(connection(id));
@@ -97,7 +97,7 @@ fn a_detached_connection_comes_back_with_its_permit() {
     let permit = ours.detach_permit();
     ours.remove(id);
     let had_slot = false;
-    assert!(theirs.claim_again(Returning { had_slot, permit }));
+    assert!(theirs.claim_again(&mut Returning { had_slot, permit }));
     let id = theirs.next_id();
     theirs.insert(connection(id));
     assert_eq!((theirs.len(), ours.under_cap()), (1, 1));
@@ -108,7 +108,7 @@ fn a_detached_connection_comes_back_with_its_permit() {
     let mut other = table(1);
     other.share(CapShare::new(Arc::clone(&other_cap), 0, Box::new(NoWake)));
     assert!(other.claim());
-    assert!(!other.claim_again(Returning { had_slot, permit }));
+    assert!(!other.claim_again(&mut Returning { had_slot, permit }));
     assert_eq!((ours.under_cap(), other.under_cap()), (0, 1));
 }
 
@@ -124,11 +124,11 @@ fn a_detached_connection_comes_back_while_another_one_is_evicted() {
     conns.keep_next();
     conns.begin_leaving(evicted);
     conns.remove(detached);
-    let returning = Returning {
+    let mut returning = Returning {
         had_slot: true,
         permit: None,
     };
-    assert!(conns.claim_again(returning) && !conns.claim());
+    assert!(conns.claim_again(&mut returning) && !conns.claim());
     let id = conns.next_id();
     conns.insert(connection(id));
     conns.remove(evicted);
