@@ -126,7 +126,7 @@ fn a_socket_whose_peer_has_gone_ends_at_once() {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     drop(theirs);
     let (server, id) = serving(ours);
-    server.until("its end", |stats| stats.open == 0);
+    server.until("its end", |stats| stats.outgoing == 1 && stats.open == 0);
     server.ask(move |app, _| assert_eq!((&*app.opened, app.closed.len()), (&[id][..], 1)));
 }
 
