@@ -797,6 +797,17 @@ impl World {
         Ok(())
     }
 
+    /// Handlers that pause their connections have left too little memory for a PROXY header and a
+    /// read, of 64 KiB each.
+    fn is_memory_held(&mut self) -> bool {
+        let connections = self.sim.control().connections();
+        let paused = connections.iter().filter(|conn| conn.paused);
+        let held: usize = paused.map(|conn| conn.buffered + conn.queued).sum();
+        self.house
+            .memory
+            .is_some_and(|limit| limit.saturating_sub(held) < 128 * 1024)
+    }
+
     /// After any faults, a new client is served.
     fn serve_newcomers(&mut self, random: &mut Random) -> Result<(), String> {
         // A slow service uses up the time for the handshake.
@@ -857,6 +868,10 @@ impl World {
             if talk.failed_accept == Some(CloseReason::Evicted) && self.house.is_impatient() {
                 continue;
             }
+            if talk.failed_accept == Some(CloseReason::OverMemory) && self.is_memory_held() {
+                continue;
+            }
+            let talk = self.sim.app_mut().talk(self.sim_clients[newcomer].addr);
             let deaf = !talk.throttled && self.house.memory.is_none() && talk.has_more();
             if !talk.opened || (deaf && talk.closed.is_none()) {
                 return Err(format!("a newcomer at {addr} is not served"));
