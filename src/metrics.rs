@@ -257,16 +257,20 @@ impl Metrics {
         )?;
         for listener in &self.listeners {
             for &reason in CloseReason::ALL {
-                let [name, reason_name] = [
+                let [of_listener, of_reason] = [
                     ("listener", listener.name.as_str()),
                     ("reason", reason.name()),
                 ];
                 let unlabelled = listener.closed.unlabelled(reason);
                 if unlabelled > 0 {
-                    text.sample("listener_closed_total", &[name, reason_name], unlabelled)?;
+                    text.sample(
+                        "listener_closed_total",
+                        &[of_listener, of_reason],
+                        unlabelled,
+                    )?;
                 }
                 for (cause, count) in listener.closed.labels(reason) {
-                    let labels = [name, reason_name, ("cause", cause)];
+                    let labels = [of_listener, of_reason, ("cause", cause)];
                     text.sample("listener_closed_total", &labels, count)?;
                 }
             }

@@ -268,8 +268,8 @@ impl<'a, A> Conn<'a, A> {
     /// packet-2, fixed) gives way to the new framing's default.
     ///
     /// A framing with parameters that [`Server::listen`](crate::Server::listen) would refuse closes
-    /// the connection as [`BadFrame`](crate::CloseReason::BadFrame) at the next input.
-    /// With a fixed length above the maximum frame, the reason is
+    /// the connection as [`BadFrame`](crate::CloseReason::BadFrame) at the next input. With a fixed
+    /// length above the maximum frame, the reason is
     /// [`FrameTooLarge`](crate::CloseReason::FrameTooLarge).
     pub fn set_framing(&mut self, framing: &Framing) {
         let mut before = None;

@@ -191,8 +191,8 @@ impl<A> Control<'_, A> {
     /// and does not get that listener's options ([`Control::options`] returns them).
     ///
     /// The cap of its own server never refuses it, not even a cap that was lowered: it counts as
-    /// before. The shards of [`Shards`](crate::Shards) have one cap, which refuses it
-    /// in none of them.
+    /// before. The shards of [`Shards`](crate::Shards) have one cap, which refuses it in none of
+    /// them.
     ///
     /// ```
     /// # use std::thread;

@@ -50,8 +50,8 @@ impl CloseAfterInput {
         self.0 &= !Self::READ_DRAINED;
     }
 
-    /// All output has left for which the close has waited.
-    pub(super) fn flushed(&mut self, is_eof: bool) {
+    /// The close has waited for a reply or for output: more may have arrived meanwhile.
+    pub(super) fn end_hold(&mut self, is_eof: bool) {
         if !is_eof {
             self.check_again();
         }

@@ -443,22 +443,33 @@ fn a_handler_is_notified_once_its_output_has_left() {
     assert!(notified("ab.x", 500).1.iter().all(|&(call, _)| call == 'c'));
 }
 
-/// Sends so many pieces, each once the one before has left.
-struct Pieces(u8);
+/// Sends this number of pieces, each when the last one has left. If it `pauses`, it closes then.
+struct Pieces {
+    left: usize,
+    size: usize,
+    pauses: bool,
+}
 
 impl Pieces {
     fn send_next(&mut self, cx: &mut Context<'_, Vec<CloseReason>>) -> Outcome {
-        if self.0 > 0 {
-            self.0 -= 1;
-            cx.conn.send([b'x'; 1000])?;
-            cx.conn.notify_flushed();
+        if self.left == 0 {
+            if self.pauses {
+                cx.conn.close();
+            }
+            return Ok(());
         }
+        self.left -= 1;
+        cx.conn.send(vec![b'x'; self.size])?;
+        cx.conn.notify_flushed();
         Ok(())
     }
 }
 
 impl Handler<Vec<CloseReason>> for Pieces {
     fn on_frame(&mut self, cx: &mut Context<'_, Vec<CloseReason>>, _: &[u8]) -> Outcome {
+        if self.pauses {
+            cx.conn.pause();
+        }
         self.send_next(cx)
     }
 
@@ -471,14 +482,24 @@ impl Handler<Vec<CloseReason>> for Pieces {
     }
 }
 
+/// A server that answers in pieces, and a client.
+fn answers_in_pieces(left: usize, size: usize, pauses: bool) -> (Sim<Vec<CloseReason>>, ClientId) {
+    let mut sim = Sim::new(1, Config::new(), Vec::new());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Raw);
+    let addr = sim.listen(listen, move |_: &mut Vec<CloseReason>, _| Pieces {
+        left,
+        size,
+        pauses,
+    });
+    let client = sim.connect(addr.expect("listen")).expect("it listens");
+    (sim, client)
+}
+
 /// Neither a client that has finished sending nor a drain cuts it off.
 #[test]
 fn an_answer_in_pieces_is_whole_before_the_connection_closes_by_itself() {
     for (drains, buffer) in [(false, 300), (true, 300), (false, 100_000), (true, 100_000)] {
-        let mut sim = Sim::new(1, Config::new(), Vec::new());
-        let listen = Listen::tcp("127.0.0.1:0", Framing::Raw);
-        let addr = sim.listen(listen, |_: &mut Vec<CloseReason>, _| Pieces(5));
-        let client = sim.connect(addr.expect("listen")).expect("it listens");
+        let (mut sim, client) = answers_in_pieces(5, 1000, false);
         sim.set_send_buffer(client, buffer);
         sim.settle();
         sim.send(client, b"go");
@@ -561,44 +582,10 @@ fn an_endless_answer_to_a_fast_reader_does_not_leave_it_unread() {
     }
 }
 
-/// Sends this number of pieces, each when the last one has left.
-struct Download(usize);
-
-impl Download {
-    fn send_piece(&mut self, cx: &mut Context<'_, Vec<CloseReason>>) -> Outcome {
-        if self.0 == 0 {
-            cx.conn.close();
-            return Ok(());
-        }
-        self.0 -= 1;
-        cx.conn.send(vec![7; 64 * 1024])?;
-        cx.conn.notify_flushed();
-        Ok(())
-    }
-}
-
-impl Handler<Vec<CloseReason>> for Download {
-    fn on_frame(&mut self, cx: &mut Context<'_, Vec<CloseReason>>, _: &[u8]) -> Outcome {
-        cx.conn.pause();
-        self.send_piece(cx)
-    }
-
-    fn on_flushed(&mut self, cx: &mut Context<'_, Vec<CloseReason>>) -> Outcome {
-        self.send_piece(cx)
-    }
-
-    fn on_close(&mut self, cx: &mut Context<'_, Vec<CloseReason>>, closed: &Closed) {
-        cx.app.push(closed.reason);
-    }
-}
-
 /// Its pieces are below the high watermark: nothing but the pause keeps the idle timeout away.
 #[test]
 fn a_slow_download_is_not_idle_while_it_is_paused() {
-    let mut sim = Sim::new(1, Config::new(), Vec::new());
-    let listen = Listen::tcp("127.0.0.1:0", Framing::Raw);
-    let addr = sim.listen(listen, |_: &mut Vec<CloseReason>, _| Download(20));
-    let client = sim.connect(addr.expect("listen")).expect("it listens");
+    let (mut sim, client) = answers_in_pieces(20, 64 * 1024, true);
     sim.set_reading(client, false);
     sim.set_send_buffer(client, 5000);
     sim.send(client, b"go");

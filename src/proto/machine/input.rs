@@ -333,7 +333,7 @@ impl Machine {
         } else if self.status.events.take(Events::WRITABLE) {
             Event::Writable
         } else if self.status.events.take(Events::FLUSHED) {
-            self.status.close.flushed(self.status.recv.is_eof());
+            self.status.close.end_hold(self.status.recv.is_eof());
             Event::Flushed
         } else if !self.status.life.is_open() || self.is_paused() {
             return ControlFlow::Break(None);

@@ -303,9 +303,8 @@ impl Machine {
     }
 
     fn check_replies(&mut self) {
-        if !self.parts().ending.has_pending_replies() && !self.status.recv.is_eof() {
-            // More may have arrived meanwhile.
-            self.status.close.check_again();
+        if !self.parts().ending.has_pending_replies() {
+            self.status.close.end_hold(self.status.recv.is_eof());
         }
     }
 

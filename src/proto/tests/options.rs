@@ -208,6 +208,20 @@ fn a_maximum_below_a_fixed_length_is_refused() {
     }
 }
 
+/// The framing changes in a callback, which gets no error: the connection ends at the next input.
+#[test]
+fn a_fixed_length_above_the_maximum_ends_as_too_large() {
+    let limits = ConnConfig {
+        max_frame: Some(3),
+        ..limits()
+    };
+    let mut rig = Rig::open_with(&Framing::Line, limits, echo);
+    rig.act(|turn| drop(turn.machine.set_framing(&Framing::Fixed(4))));
+    rig.receive(b"abcd");
+    assert_eq!(rig.answers(), b"");
+    assert_eq!(rig.finish(), CloseReason::FrameTooLarge);
+}
+
 #[test]
 fn only_an_open_connection_changes_its_options() {
     let refuses = |rig: &mut Rig| {

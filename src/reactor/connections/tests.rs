@@ -33,17 +33,22 @@ impl crate::handle::Wake for NoWake {
     }
 }
 
-/// A connection that begins in the last callback of another one has its permit: no other
-/// server can take it in between, and the cap holds.
-#[test]
-fn the_permit_of_an_ended_connection_passes_to_the_next() {
+/// Two servers that share a cap of one connection.
+fn sharing_one() -> [Connections<NonZeroU64>; 2] {
     let shared_cap = Arc::new(SharedCap::new(1, 2));
-    let [mut ours, mut theirs] = [0, 1].map(|index| {
+    [0, 1].map(|index| {
         let mut conns = table(1);
         let wake = Box::new(NoWake);
         conns.share(CapShare::new(Arc::clone(&shared_cap), index, wake));
         conns
-    });
+    })
+}
+
+/// A connection that begins in the last callback of another one has its permit: no other
+/// server can take it in between, and the cap holds.
+#[test]
+fn the_permit_of_an_ended_connection_passes_to_the_next() {
+    let [mut ours, mut theirs] = sharing_one();
     for _ in 0..3 {
         let id = ours.next_id();
         assert!(ours.has_claim() || ours.claim());
@@ -69,13 +74,7 @@ fn the_permit_of_an_ended_connection_passes_to_the_next() {
 /// there.
 #[test]
 fn a_detached_connection_comes_back_with_its_permit() {
-    let shared_cap = Arc::new(SharedCap::new(1, 2));
-    let [mut ours, mut theirs] = [0, 1].map(|index| {
-        let mut conns = table(1);
-        let wake = Box::new(NoWake);
-        conns.share(CapShare::new(Arc::clone(&shared_cap), index, wake));
-        conns
-    });
+    let [mut ours, mut theirs] = sharing_one();
     assert!(ours.claim());
     let mut id = ours.next_id();
     ours.insert(connection(id));
