@@ -27,7 +27,7 @@ mod strings;
 mod terminal;
 
 use db::Db;
-use protocol::{Commands, Reply};
+use protocol::{Batch, Commands, Reply};
 use pubsub::{Topic, Topics};
 
 const MIB: usize = 1024 * 1024;
@@ -87,7 +87,7 @@ struct App {
     db: Db,
     /// The subscribers of channels and patterns.
     topics: Topics,
-    /// The buffer of the last reply.
+    /// The buffer of the last replies.
     spare: Vec<u8>,
     /// The number and the name of each client.
     clients: BTreeMap<ConnId, (u64, String)>,
@@ -117,27 +117,23 @@ impl Handler<App> for Client {
         Ok(())
     }
 
-    fn on_frame(&mut self, cx: &mut Context<'_, App>, command: &[u8]) -> Outcome {
+    fn on_frame(&mut self, cx: &mut Context<'_, App>, commands: &[u8]) -> Outcome {
         // The framer has just parsed them.
-        let Some(commands) = cx.conn.framer::<Commands>() else {
+        let Some(batch) = cx.conn.framer().map(Commands::take_batch) else {
             return Ok(());
         };
-        let (mut few, mut many) = ([&[][..]; 8], Vec::new());
-        let [name, args @ ..] = commands.words(command, &mut few, &mut many) else {
-            return Ok(()); // `*0`, or an empty line
-        };
-        cx.app.db.update_clock();
         let spare = std::mem::take(&mut cx.app.spare);
         let mut reply = Reply::new(cx.app.options.output_limit, spare);
-        if let Err(failure) = commands::run(self, cx, name, args, &mut reply) {
-            reply.error(&failure);
-        }
-        if reply.is_cut() || !deliver(cx, reply) {
+        if !self.run(cx, &batch, commands, &mut reply) {
             cx.app.evicted += 1;
-            return Err(Close::abort());
+            return Err(Close::abort()); // at once, with all that is pending
         }
+        cx.app.spare = reply.into_bytes();
         if self.has_quit {
             cx.conn.close();
+        }
+        if let Some(framer) = cx.conn.framer::<Commands>() {
+            framer.reuse(batch);
         }
         Ok(())
     }
@@ -156,15 +152,40 @@ impl Handler<App> for Client {
     }
 }
 
-/// Queues a reply for a client. At its output limit the client is closed, and the result is false.
-fn deliver(cx: &mut Context<'_, App>, reply: Reply) -> bool {
-    let (sent, spare) = reply.send(&mut cx.conn);
-    cx.app.spare = spare;
-    let is_full = matches!(sent, Err(SendError::Full { .. }));
-    if is_full {
-        cx.conn.abort(); // at once, with all that is pending
+impl Client {
+    /// Runs a batch of commands, and queues the replies. False if a reply, or all that are pending,
+    /// are longer than the output limit.
+    fn run(
+        &mut self,
+        cx: &mut Context<'_, App>,
+        batch: &Batch,
+        commands: &[u8],
+        reply: &mut Reply,
+    ) -> bool {
+        for number in 0..batch.len() {
+            let (mut few, mut many) = ([&[][..]; 4], Vec::new());
+            let words = batch.words(number, commands, &mut few, &mut many);
+            let [name, args @ ..] = words else {
+                continue; // `*0`, or an empty line
+            };
+            cx.app.db.update_clock();
+            reply.begin();
+            if let Err(failure) = commands::run(self, cx, name, args, reply) {
+                reply.error(&failure);
+            }
+            if reply.is_cut() || reply.is_due() && is_full(reply.send(&mut cx.conn)) {
+                return false;
+            }
+            if self.has_quit {
+                break;
+            }
+        }
+        !is_full(reply.send(&mut cx.conn))
     }
-    !is_full
+}
+
+fn is_full(sent: Result<(), SendError>) -> bool {
+    matches!(sent, Err(SendError::Full { .. }))
 }
 
 fn main() -> ExitCode {

@@ -22,42 +22,56 @@ const MAX_SPARE: usize = 4096;
 /// The places of more words are not kept: they take more memory than a command of short ones.
 const MAX_KEPT: usize = 1024;
 
-/// Cuts the stream into whole commands of at most `limit` bytes, inline commands included, and
-/// remembers the words of the last one.
+/// A batch is cut in one step. It has at most so many commands, and commands behind the first have
+/// at most so many words, and end before this length of the batch.
+const MAX_BATCH: usize = 64;
+const MAX_SHORT: usize = 8;
+const MAX_LENGTH: usize = 16 * 1024;
+
+/// Cuts the stream into batches of whole commands: those of a pipeline that were read together, or
+/// one alone if it is long or inline. Remembers the words of the last batch.
 pub struct Commands {
+    /// Maximum length of a command, inline commands included.
     limit: usize,
-    /// Length of the scanned part of an incomplete command: no byte is scanned twice.
+    /// Length of the scanned part of an incomplete command: no byte of it is scanned twice.
     at: usize,
     /// Number of arguments behind `at`.
     missing: usize,
-    /// Where the first words of the command begin and end. A command is shorter than 4 GiB.
-    words: Vec<(u32, u32)>,
+    batch: Batch,
 }
 
-impl Commands {
-    /// `limit` is at most [`MAX_COMMAND`].
-    pub fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            at: 0,
-            missing: 0,
-            words: Vec::new(),
-        }
+/// Where the words of a batch are. A batch is shorter than 4 GiB.
+#[derive(Default)]
+pub struct Batch {
+    /// Begin and end of each word; of a long command the first ones.
+    words: Vec<(u32, u32)>,
+    /// The number of words up to the end of each command.
+    ends: Vec<u32>,
+}
+
+impl Batch {
+    /// Returns the number of commands.
+    pub fn len(&self) -> usize {
+        self.ends.len()
     }
 
-    /// Returns the name and the arguments of the command that was cut last, in `few` if it has room
-    /// for them, else in `many`. An empty command has neither. Inline commands are split at blanks;
-    /// quotes mean nothing.
+    /// Returns the name and the arguments of a command, in `few` if it has room for them, else in
+    /// `many`. An empty command has neither. Inline commands are split at blanks; quotes mean
+    /// nothing.
     pub fn words<'a, 'w>(
         &self,
-        command: &'a [u8],
+        number: usize,
+        commands: &'a [u8],
         few: &'w mut [&'a [u8]],
         many: &'w mut Vec<&'a [u8]>,
     ) -> &'w [&'a [u8]] {
-        let word = |&(begin, end): &(u32, u32)| command.get(begin as usize..end as usize);
-        let words = self.words.iter().filter_map(word);
-        let Some(few) = few.get_mut(..self.words.len()) else {
-            many.extend(words.chain(self.further_words(command)));
+        let end_of = |number| self.ends.get(number).map_or(0, |&end| end as usize);
+        let begin = number.checked_sub(1).map_or(0, end_of);
+        let places = self.words.get(begin..end_of(number)).unwrap_or_default();
+        let word = |&(begin, end): &(u32, u32)| commands.get(begin as usize..end as usize);
+        let words = places.iter().filter_map(word);
+        let Some(few) = few.get_mut(..places.len()) else {
+            many.extend(words.chain(self.further_words(commands)));
             return many;
         };
         for (place, word) in few.iter_mut().zip(words) {
@@ -66,7 +80,7 @@ impl Commands {
         few
     }
 
-    /// Returns the words behind those whose places are kept.
+    /// Returns the words behind those whose places are kept. Such a command is alone.
     fn further_words<'a>(&self, command: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         let is_inline = !command.starts_with(b"*");
         let mut at = match self.words.last() {
@@ -83,10 +97,70 @@ impl Commands {
         })
     }
 
+    fn clear(&mut self) {
+        self.words.clear();
+        self.ends.clear();
+    }
+
+    #[inline]
     fn push(&mut self, word: Range<usize>) {
         if self.words.len() < MAX_KEPT {
             self.words.push((word.start as u32, word.end as u32));
         }
+    }
+
+    fn end(&mut self) {
+        self.ends.push(self.words.len() as u32);
+    }
+
+    /// Appends the command at `at` if it is complete and short. Returns where it ends. The front of
+    /// anything else is scanned once more when it is the first.
+    fn push_short(&mut self, input: &[u8], at: usize, limit: usize) -> Option<usize> {
+        let max = MAX_LENGTH.min(at.saturating_add(limit));
+        let (count, mut end) = header(input, at, b'*').ok()??;
+        if count > MAX_SHORT {
+            return None;
+        }
+        let kept = self.words.len();
+        for _ in 0..count {
+            match bulk(input, end, max) {
+                Ok(Some(word)) if word.end + 2 <= input.len() => {
+                    end = word.end + 2;
+                    self.push(word);
+                }
+                _ => {
+                    self.words.truncate(kept);
+                    return None;
+                }
+            }
+        }
+        self.end();
+        Some(end)
+    }
+}
+
+impl Commands {
+    /// `limit` is at most [`MAX_COMMAND`].
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            at: 0,
+            missing: 0,
+            batch: Batch::default(),
+        }
+    }
+
+    /// Takes the places of the words of the batch that was cut last.
+    pub fn take_batch(&mut self) -> Batch {
+        std::mem::take(&mut self.batch)
+    }
+
+    /// Returns the buffers of a batch that has run. An idle client keeps at most 640 bytes.
+    pub fn reuse(&mut self, mut batch: Batch) {
+        batch.clear();
+        batch.words.shrink_to(64);
+        batch.ends.shrink_to(32);
+        self.batch = batch;
     }
 
     fn scan_inline(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
@@ -97,8 +171,9 @@ impl Commands {
                 let (line, mut at) = (input.get(..end).unwrap_or_default(), 0);
                 while let Some(word) = inline_word(line, at) {
                     at = word.end;
-                    self.push(word);
+                    self.batch.push(word);
                 }
+                self.batch.end();
                 return Ok(self.end(end));
             }
             None if input.len() < MAX_INLINE => self.at = input.len(),
@@ -107,7 +182,7 @@ impl Commands {
         Ok(Decoded::More)
     }
 
-    /// Ends the command, and begins the next.
+    /// Ends the batch, and begins the next.
     fn end(&mut self, end: usize) -> Decoded {
         (self.at, self.missing) = (0, 0);
         Decoded::Frame {
@@ -120,7 +195,7 @@ impl Commands {
 impl Framer for Commands {
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
         if self.at == 0 {
-            self.words.clear();
+            self.batch.clear();
         }
         if !input.starts_with(b"*") {
             return self.scan_inline(input);
@@ -131,7 +206,10 @@ impl Framer for Commands {
                     (self.missing, self.at) = (count, end);
                 }
                 // As Redis does with a null array.
-                Some((_, end)) if is_negative(input.get(1..end - 2)) => return Ok(self.end(end)),
+                Some((_, end)) if is_negative(input.get(1..end - 2)) => {
+                    self.batch.end();
+                    return Ok(self.end(end));
+                }
                 Some(_) => return Err(FrameError::new("invalid multibulk length")),
                 None => return Ok(Decoded::More),
             }
@@ -145,9 +223,19 @@ impl Framer for Commands {
                 return Ok(Decoded::Need(end));
             }
             (self.missing, self.at) = (self.missing - 1, end);
-            self.push(argument);
+            self.batch.push(argument);
         }
-        Ok(self.end(self.at))
+        self.batch.end();
+        let mut end = self.at;
+        if self.batch.words.len() <= MAX_SHORT {
+            while self.batch.len() < MAX_BATCH && end < input.len() {
+                match self.batch.push_short(input, end, self.limit) {
+                    Some(next) => end = next,
+                    None => break,
+                }
+            }
+        }
+        Ok(self.end(end))
     }
 }
 
@@ -181,6 +269,10 @@ fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(usize, usize)>, F
     };
     if first != mark {
         return Err(unexpected(mark, first));
+    }
+    // Most numbers have one digit.
+    if let [digit @ b'0'..=b'9', b'\r', _, ..] = line {
+        return Ok(Some((usize::from(digit - b'0'), at + 4)));
     }
     let mut number = usize::MAX;
     for (length, &byte) in line.iter().enumerate().take(MAX_HEADER) {
@@ -226,40 +318,56 @@ pub fn integer(text: &[u8]) -> Option<i64> {
     })
 }
 
-/// One reply under construction. Beyond its limit it takes no more, so that a command that asks for
-/// the same large value a million times takes no memory for it.
+/// The replies to the commands of a batch, the last one under construction. Beyond its limit it
+/// takes no more, so that a command that asks for the same large value a million times takes no
+/// memory for it.
 pub struct Reply {
     bytes: Vec<u8>,
-    /// The string of a reply that is one shared bulk string; `bytes` is its header.
+    /// Where the reply to the running command begins.
+    begin: usize,
+    /// The string of a reply that is one shared bulk string; `bytes` ends with its header.
     shared: Option<Arc<[u8]>>,
     limit: usize,
     is_cut: bool,
 }
 
 impl Reply {
-    /// `spare` is the buffer of an earlier reply.
+    /// `spare` is the buffer of earlier replies.
     pub fn new(limit: usize, spare: Vec<u8>) -> Self {
         Self {
             bytes: spare,
+            begin: 0,
             shared: None,
             limit,
             is_cut: false,
         }
     }
 
+    /// Begins the reply to the next command.
+    pub fn begin(&mut self) {
+        self.begin = self.bytes.len();
+    }
+
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// Sends the reply as one frame. Returns a spare buffer, unless the reply was long.
-    pub fn send<A>(mut self, conn: &mut Conn<'_, A>) -> (Result<(), SendError>, Vec<u8>) {
-        let sent = match self.shared {
+    /// Whether the replies are to be sent before the next one is begun.
+    pub fn is_due(&self) -> bool {
+        self.shared.is_some() || self.bytes.len() >= MAX_SPARE
+    }
+
+    /// Sends the replies as one frame. The buffer is kept, unless they were long.
+    pub fn send<A>(&mut self, conn: &mut Conn<'_, A>) -> Result<(), SendError> {
+        let sent = match self.shared.take() {
+            None if self.bytes.is_empty() => return Ok(()),
             Some(string) => conn.send((&self.bytes, string, "\r\n")),
             None if self.bytes.len() < MAX_SPARE => conn.send(&self.bytes),
             None => conn.send(std::mem::take(&mut self.bytes)),
         };
         self.bytes.clear();
-        (sent, self.bytes)
+        self.begin = 0;
+        sent
     }
 
     /// Whether the reply is incomplete because of its limit.
@@ -274,7 +382,7 @@ impl Reply {
     /// Replaces the reply with an error. Its text may quote the client: control characters become
     /// blanks.
     pub fn error(&mut self, text: &str) {
-        self.bytes.clear();
+        self.bytes.truncate(self.begin);
         self.shared = None;
         self.is_cut = false;
         let text = text.replace(|character: char| character.is_control(), " ");
@@ -340,7 +448,7 @@ impl Reply {
 
     /// Begins a line, unless the reply has reached its limit.
     fn start(&mut self, mark: u8) {
-        self.is_cut |= self.bytes.len() >= self.limit;
+        self.is_cut |= self.bytes.len() - self.begin >= self.limit;
         self.put(&[mark]);
     }
 
@@ -351,6 +459,7 @@ impl Reply {
         self.put(&[b'0' + (number % 10) as u8]);
     }
 
+    #[inline]
     fn put(&mut self, bytes: &[u8]) {
         if !self.is_cut {
             self.bytes.extend_from_slice(bytes);

@@ -71,6 +71,53 @@ fn commands_may_arrive_in_any_pieces() {
     terminate(server);
 }
 
+/// Short commands that come together run in one step: each has its reply, in order, up to a command
+/// that is broken or ends the connection.
+#[test]
+fn a_pipeline_is_answered_in_order() {
+    let (server, addr) = start(&[]);
+    let long: Vec<String> = (0..20).map(|number| format!("k{number}")).collect();
+    let long: Vec<&str> = ["MGET"]
+        .into_iter()
+        .chain(long.iter().map(|key| &**key))
+        .collect();
+    let value = "v".repeat(20_000);
+    for (end, last) in [
+        (&b"*1\r\n$4\r\nQUIT\r\n"[..], "+OK\r\n"),
+        (
+            b"*1\r\n$-4\r\n",
+            "-ERR Protocol error: invalid bulk length\r\n",
+        ),
+    ] {
+        let (mut wire, mut expected) = (command(&["FLUSHALL"]), "+OK\r\n".to_owned());
+        for number in 1..=300 {
+            wire.extend(command(&["INCR", "n"]));
+            expected += &format!(":{number}\r\n");
+            if number % 70 == 0 {
+                wire.extend(command(&["INCR"]));
+                expected += "-ERR wrong number of arguments for 'incr' command\r\n";
+                wire.extend(command(&long));
+                expected += &format!("*20\r\n{}", "$-1\r\n".repeat(20));
+                wire.extend(command(&["SET", "large", &value]));
+                expected += "+OK\r\n";
+                wire.extend(command(&["GET", "large"]));
+                expected += &format!("$20000\r\n{value}\r\n");
+            }
+        }
+        wire.extend_from_slice(end);
+        expected += last;
+        wire.extend(command(&["INCR", "n"]));
+        for size in [7, 4096, 16_000, wire.len()] {
+            let mut client = Client::new(addr);
+            wire.chunks(size).for_each(|piece| client.send(piece));
+            let replies = String::from_utf8_lossy(&read_to_end(&mut client.0)).into_owned();
+            assert!(replies == expected, "pieces of {size}: {replies}");
+            assert_eq!(Client::new(addr).ask("GET n"), "300");
+        }
+    }
+    terminate(server);
+}
+
 /// Broken commands and random bytes on 200 connections.
 #[test]
 fn garbage_harms_no_other_client() {
