@@ -97,7 +97,8 @@ impl<O: Os> Core<O> {
         let adopted = self.os.adopt_stream(socket, &options.socket);
         let (stream, addr) = adopted.map_err(Error::os("adopting a connected socket"))?;
         let conn = Rc::new(options.conn.clone());
-        let machine = Machine::connecting(&options.framing, conn, self.now);
+        let mut machine = Machine::connecting(&options.framing, conn, self.now);
+        machine.set_adopted();
         // The framing's maker may have blocked.
         let now = self.refresh();
         let claimed = self.claim_with(returning, |core, id| core.register(id, stream));

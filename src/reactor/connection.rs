@@ -515,9 +515,8 @@ impl<S> Connection<S> {
             machine, stream, ..
         } = self;
         if let (true, Some(stream)) = (machine.has_unsent_in_kernel(), stream) {
-            // An outgoing connection's SYN counts as acknowledged too.
-            let written = machine.traffic().bytes_out + u64::from(machine.is_outgoing());
-            if machine.queued() == 0 && os.has_taken(stream, written) == Some(true) {
+            let written = machine.written().filter(|_| machine.queued() == 0);
+            if written.is_some_and(|written| os.has_taken(stream, written) == Some(true)) {
                 machine.handle_delivery(Some(0), now);
             }
         }

@@ -329,6 +329,27 @@ fn a_detached_connection_comes_back() {
     assert_eq!((sim.stats().accepted, sim.stats().outgoing), (1, 3));
 }
 
+/// Output that was written before the connection came back is lost with it, and the reason says so.
+#[test]
+fn output_from_before_is_not_forgotten() {
+    let (mut sim, addr) = world(Config::new());
+    let client = sim.connect(addr).expect("a listener");
+    sim.set_reading(client, false);
+    sim.send(client, b"out\n");
+    sim.settle();
+    let stream = sim.app().detached.borrow_mut().pop().expect("a stream");
+    let options = lines().with(|connect| {
+        connect.conn.idle_timeout = Duration::from_secs(1);
+        connect.conn.write_timeout = Duration::from_secs(5);
+    });
+    let attached = sim.control().attach(stream, options, Echo);
+    attached.expect("room");
+    sim.advance(Duration::from_secs(60));
+    assert_eq!(sim.received(client), b"");
+    let expected = [CloseReason::Detached, CloseReason::WriteTimeout];
+    assert_eq!(sim.app().closed, expected);
+}
+
 #[test]
 fn a_detached_connection_is_a_blocking_stream() {
     let (mut sim, addr) = world(Config::new());
