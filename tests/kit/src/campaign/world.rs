@@ -797,12 +797,13 @@ impl World {
         Ok(())
     }
 
-    /// Handlers that pause their connections have left too little memory for a PROXY header and a
-    /// read, of 64 KiB each.
+    /// Connections that nothing moves at once, because of their handlers, rates or peers, have left
+    /// too little memory for a PROXY header and a read, of 64 KiB each.
     fn is_memory_held(&mut self) -> bool {
         let connections = self.sim.control().connections();
-        let paused = connections.iter().filter(|conn| conn.paused);
-        let held: usize = paused.map(|conn| conn.buffered + conn.queued).sum();
+        let is_held = |conn: &&ConnInfo| conn.paused || conn.throttled || conn.congested;
+        let held = connections.iter().filter(is_held);
+        let held: usize = held.map(|conn| conn.buffered + conn.queued).sum();
         self.house
             .memory
             .is_some_and(|limit| limit.saturating_sub(held) < 128 * 1024)
