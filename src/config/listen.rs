@@ -48,6 +48,16 @@ pub struct Listen {
     /// of its own. Lowering it closes no connection. Defaults to none. *Live.*
     #[doc(alias = "connection limit")]
     pub max_connections: Option<usize>,
+    /// Number of slots that the server keeps free for this listener, out of its cap
+    /// ([`Config::max_connections`](crate::Config::max_connections)): other connections get only
+    /// the remainder. Its connections take these slots first. For the port of an operator, which
+    /// must answer while the server is full.
+    ///
+    /// Slots that are taken already are reserved when they become free; no connection is closed for
+    /// it. If they are all of the cap, other listeners get none. With [`Shards`](crate::Shards) each
+    /// shard reserves as many. Turn [`Listen::evict_silent`] off, or silent connections of this
+    /// listener are evicted for others all the same. Defaults to 0. *Live.*
+    pub reserved: usize,
     /// Policy for clients that connect while a cap or an accept rate is reached. Defaults to
     /// [`AtCapacity::Wait`]. *Live.*
     pub at_capacity: AtCapacity,
@@ -297,6 +307,7 @@ impl Listen {
             conn: ConnConfig::default(),
             socket: SocketOptions::default(),
             max_connections: None,
+            reserved: 0,
             at_capacity: AtCapacity::default(),
             evict_silent: true,
             access_rules: AccessRules::default(),
@@ -393,6 +404,7 @@ impl fmt::Debug for Listen {
             .field("conn", &self.conn)
             .field("socket", &self.socket)
             .field("max_connections", &self.max_connections)
+            .field("reserved", &self.reserved)
             .field("at_capacity", &self.at_capacity)
             .field("evict_silent", &self.evict_silent)
             .field("access_rules", &Brief(&self.access_rules))

@@ -65,6 +65,7 @@ impl Round {
             now,
             ..
         } = core;
+        listeners.refill_reserves(conns);
         let rests = admission.is_unrestricted(conns, config);
         let capacity = || admission.capacity(conns, config, *now);
         if !listeners.begin_round(*now, rests, capacity) {
@@ -196,7 +197,7 @@ fn accept_next<A, O: Os>(
     let accepted = os.accept(socket);
     if refusal.is_none() && accepted.is_ok() {
         // Without a slot, one that is evicted leaves its own.
-        let _claimed = conns.claim();
+        let _claimed = listener.claim(conns);
     }
     drop(locked);
     match accepted {

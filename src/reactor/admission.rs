@@ -114,7 +114,8 @@ impl Admission {
         capacity: &Capacity,
     ) -> Option<CloseReason> {
         let at_own_cap = listener.reached_cap().is_some();
-        let is_full = !capacity.may_have_slot()
+        let has_slot = listener.has_slot(capacity);
+        let is_full = !(has_slot || capacity.evicts_at.is_armed())
             || at_own_cap && self.evicts_own_at(conns, listener, config) > capacity.now;
         if is_full {
             return Some(CloseReason::AtCapacity);
@@ -132,7 +133,7 @@ impl Admission {
             self.pending_candidate(conns, config, capacity.now)
                 .is_none()
         } else {
-            !capacity.has_slot && capacity.evicts_at > capacity.now
+            !has_slot && capacity.evicts_at > capacity.now
         };
         refused.then_some(CloseReason::AtCapacity)
     }

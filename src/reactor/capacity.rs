@@ -29,11 +29,6 @@ impl Capacity {
             && self.limited_until == Time::ZERO
     }
 
-    /// A slot is free, or will be by an eviction.
-    pub(super) fn may_have_slot(&self) -> bool {
-        self.has_slot || self.evicts_at.is_armed()
-    }
-
     /// True if every listener has the same state under both, as long as no time passes. A past
     /// time may have moved: clients that come or are evicted move it.
     #[inline]

@@ -40,6 +40,8 @@ pub(super) struct Connections<S> {
     share: Option<CapShare>,
     /// Slots taken for connections that exist and are not inserted yet.
     claimed: usize,
+    /// Free slots that are kept for the clients of single listeners.
+    reserved: usize,
     /// The next slot to be freed is claimed.
     keep_next: bool,
     leaving: Option<Leaving>,
@@ -80,6 +82,7 @@ impl<S> Connections<S> {
             is_refusal_logged: false,
             share: None,
             claimed: 0,
+            reserved: 0,
             keep_next: false,
             leaving: None,
             last_sent: None,
@@ -172,10 +175,10 @@ impl<S> Connections<S> {
 
     #[inline]
     pub(super) fn has_room(&self) -> bool {
-        self.len() + self.claimed < self.granted
+        self.taken() < self.granted
             && match &self.share {
                 Some(share) => share.has_room() || self.has_leaving_permit(),
-                None => self.len() + self.claimed < self.cap,
+                None => self.taken() < self.cap,
             }
     }
 
@@ -183,9 +186,17 @@ impl<S> Connections<S> {
     #[inline]
     pub(super) fn is_exhausted(&self) -> bool {
         match &self.share {
-            _ if self.len() >= self.granted => true,
+            _ if self.len() + self.reserved >= self.granted => true,
             Some(share) => share.is_exhausted(),
-            None => self.len() + self.claimed == self.cap,
+            None => self.taken() == self.cap,
+        }
+    }
+
+    /// The cap was lowered, and more slots are taken.
+    pub(super) fn exceeds_cap(&self) -> bool {
+        match &self.share {
+            Some(share) => share.taken() > share.cap(),
+            None => self.taken() > self.cap,
         }
     }
 
@@ -211,7 +222,7 @@ impl<S> Connections<S> {
     /// Requests memory for the next connection, if a slot is free: if the system grants none, no
     /// slot is free.
     pub(super) fn prepare(&mut self) {
-        if self.has_room() {
+        if self.has_room() || self.reserved > 0 {
             self.has_memory();
         }
     }
@@ -252,7 +263,7 @@ impl<S> Connections<S> {
     /// as before: the cap is not checked.
     #[must_use = "the system may grant no memory"]
     pub(super) fn claim_again(&mut self, returning: &mut Returning) -> bool {
-        if self.len() + self.claimed >= self.granted {
+        if self.taken() >= self.granted {
             return false;
         }
         let is_counted = match &mut self.share {
@@ -264,6 +275,39 @@ impl<S> Connections<S> {
             return true;
         }
         self.claim()
+    }
+
+    /// Keeps a free slot for the clients of one listener. False if none is free.
+    pub(super) fn reserve(&mut self) -> bool {
+        let has_room = self.has_room();
+        let reserved = has_room && self.share.as_mut().is_none_or(CapShare::take);
+        self.reserved += usize::from(reserved);
+        reserved
+    }
+
+    /// Gives a reserved slot back.
+    pub(super) fn unreserve(&mut self) {
+        self.reserved = self.reserved.saturating_sub(1);
+        if let Some(share) = &mut self.share {
+            share.give_back();
+            share.offer();
+        }
+    }
+
+    /// As [`Connections::claim`], of a slot that is reserved for the client.
+    #[must_use = "the system may grant no memory"]
+    pub(super) fn claim_reserved(&mut self) -> bool {
+        if self.reserved == 0 || self.exceeds_cap() || !self.has_memory() {
+            return false;
+        }
+        self.reserved -= 1;
+        self.claimed += 1;
+        true
+    }
+
+    #[cfg(feature = "sim")]
+    pub(super) fn reserved(&self) -> usize {
+        self.reserved
     }
 
     pub(super) fn has_claim(&self) -> bool {
@@ -336,7 +380,7 @@ impl<S> Connections<S> {
     pub(super) fn await_room(&self) -> bool {
         match &self.share {
             // A slot of this server is awaited, not a permit.
-            Some(_) if self.len() >= self.granted => false,
+            Some(_) if self.len() + self.reserved >= self.granted => false,
             Some(share) => share.await_room(),
             None => self.has_room(),
         }
@@ -398,6 +442,11 @@ impl<S> Connections<S> {
 
     pub(super) fn len(&self) -> usize {
         self.slots.len() - usize::from(self.leaving.is_some())
+    }
+
+    /// Number of slots that no other connection can have.
+    fn taken(&self) -> usize {
+        self.len() + self.claimed + self.reserved
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -535,6 +535,7 @@ impl<O: Os> Core<O> {
 
     /// Makes each listener's registration follow its state.
     pub(super) fn reconcile(&mut self) {
+        self.listeners.refill_reserves(&mut self.conns);
         let capacity = self.capacity();
         self.reconcile_with(&capacity);
     }
@@ -550,6 +551,7 @@ impl<O: Os> Core<O> {
 
     #[inline(never)]
     fn reconcile_all(&mut self) {
+        self.listeners.refill_reserves(&mut self.conns);
         if !self.conns.has_room() {
             self.admission.trim(&mut self.conns);
         }

@@ -201,12 +201,18 @@ impl<A, O: Os> Inner<A, O> {
         let service = self.user.add_service(service);
         let capacity = self.core.capacity();
         let server = self.core.conns.server();
-        let Core { os, listeners, .. } = &mut self.core;
+        let Core {
+            os,
+            listeners,
+            conns,
+            ..
+        } = &mut self.core;
         // A destructor among the options may panic, and comes last.
         let options = listen.clone();
         let added = listeners.add(os, server, listen, socket, service, &capacity);
-        if added.is_err() {
-            self.user.remove_service(&mut self.core.guard, service);
+        match &added {
+            Ok(id) => listeners.note_reserve(*id, conns),
+            Err(_) => self.user.remove_service(&mut self.core.guard, service),
         }
         self.core.guard.drop("a listener's options", options);
         added
@@ -219,6 +225,7 @@ impl<A, O: Os> Inner<A, O> {
         if !core.listeners.may_be_over() {
             return;
         }
+        core.listeners.refill_reserves(&mut core.conns);
         for listener in core.listeners.take_closed() {
             user.remove_service(&mut core.guard, listener.service);
             core.guard.drop("a listener's options", listener);

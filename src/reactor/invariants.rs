@@ -71,6 +71,12 @@ impl<O: Os> Core<O> {
                 listener.closed.total()
             ));
         }
+        let (reserved, of_all) = (self.conns.reserved(), self.listeners.reserved());
+        if reserved != of_all {
+            return Some(format!(
+                "{reserved} slots are reserved, the listeners count {of_all}"
+            ));
+        }
         let closed = self.stats.closed_total();
         if self.stats.accepted + self.stats.outgoing != open as u64 + closed {
             return Some(format!(

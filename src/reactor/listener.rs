@@ -52,6 +52,8 @@ pub(super) struct Listener<L> {
     pub(super) bucket: OptionalBucket,
     pub(super) sources: Sources,
     pub(super) connections: usize,
+    /// Number of free slots that are kept for its clients.
+    pub(super) reserve: usize,
     /// Its candidates for eviction, while it has a limit of its own.
     pub(super) unproven: Option<Box<Unproven>>,
     /// At its own limit: when one of them can be evicted for the next client.
@@ -107,6 +109,7 @@ impl<L> Listener<L> {
             bucket: OptionalBucket::default(),
             sources: Sources::default(),
             connections: 0,
+            reserve: 0,
             unproven,
             evicts_own_at: Time::NEVER,
             accepted: 0,
@@ -179,7 +182,8 @@ impl<L> Listener<L> {
 
     /// It has limits of its own that may hold back a client.
     pub(super) fn has_limits(&self) -> bool {
-        self.options.max_connections.is_some() || self.options.accept_rate.is_some()
+        let options = &self.options;
+        options.max_connections.is_some() || options.accept_rate.is_some() || self.reserves()
     }
 
     /// The limit of this listener alone.
@@ -212,7 +216,8 @@ impl<L> Listener<L> {
 
     /// The cap of the server or of this listener is reached, and no eviction will make room.
     fn is_full(&self, capacity: &Capacity) -> bool {
-        !capacity.may_have_slot() || self.reached_cap().is_some() && !self.evicts_own_at.is_armed()
+        let may_have_slot = self.has_slot(capacity) || capacity.evicts_at.is_armed();
+        !may_have_slot || self.reached_cap().is_some() && !self.evicts_own_at.is_armed()
     }
 
     /// When a connection can be evicted for the next client, if one must be.
@@ -225,7 +230,7 @@ impl<L> Listener<L> {
             .filter(|_| self.options.opens_later());
         match crowded_until {
             Some(until) => until,
-            None if capacity.has_slot => Time::ZERO,
+            None if self.has_slot(capacity) => Time::ZERO,
             None => capacity.evicts_at,
         }
     }

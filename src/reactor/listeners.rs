@@ -3,6 +3,8 @@
 mod checks;
 mod update_own;
 
+use std::collections::BTreeSet;
+
 use super::capacity::Capacity;
 use super::listener::Listener;
 use super::os::{Os, Token};
@@ -40,6 +42,8 @@ pub(super) struct Listeners<L> {
     /// A visit has found a closed listener without connections.
     has_over: bool,
     own_caps: OwnCaps,
+    /// Those that have reserved slots, or are to have some.
+    pub(super) reserves: BTreeSet<ListenerId>,
     visits: VisitCount,
 }
 
@@ -58,6 +62,7 @@ impl<L> Default for Listeners<L> {
             sums: Sums::default(),
             has_over: false,
             own_caps: OwnCaps::default(),
+            reserves: BTreeSet::new(),
             visits: VisitCount::default(),
         }
     }

@@ -56,6 +56,7 @@ mod own_caps;
 mod panic_guard;
 mod pending;
 mod refuse;
+mod reserves;
 pub(crate) mod shared_cap;
 mod slots;
 mod socket_file;

@@ -43,6 +43,7 @@ impl<O: Os> Core<O> {
         self.published.set_limits(config.queue_limits);
         if config.max_connections != self.config.max_connections {
             self.conns.set_cap(config.max_connections);
+            self.listeners.refill_reserves(&mut self.conns);
         }
         let memory_limit = config.memory_limit.unwrap_or(usize::MAX);
         self.memory.set_limit(&mut self.conns, memory_limit, now);
@@ -70,6 +71,7 @@ impl<O: Os> Core<O> {
         let id = listener.id;
         let (before, rates_changed) = listener.set_options(options, now);
         let reached_cap = listener.reached_cap();
+        self.listeners.note_reserve(id, &mut self.conns);
         self.follow_own_limit(id);
         if reached_cap.is_none() {
             self.episodes.calm(&Cause::ListenerCap(id), now);

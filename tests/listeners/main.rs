@@ -15,5 +15,6 @@ mod pending;
 mod proxy_protocol;
 mod rates;
 mod reconfigure;
+mod reserved;
 mod stampede;
 mod unix_sockets;

@@ -537,3 +537,35 @@ fn outgoing_connections_share_it() {
     );
     shards.join().expect("no error");
 }
+
+/// Each shard keeps its own, and clients come in wherever one is.
+#[test]
+fn reserved_slots_are_kept_in_every_shard() {
+    let gauge = Gauge::default();
+    let build = move |_, server: &mut Server<()>| {
+        for (name, reserved) in [("public", 0), ("operator", 2)] {
+            let (listen, gauge) = (local().name(name), gauge.clone());
+            let listen = listen.with(|listen| listen.reserved = reserved);
+            server.listen(listen, move |_: &mut (), _| Counted(gauge.clone()))?;
+        }
+        Ok(())
+    };
+    let shards = Shards::new(Config::max_connections(6)).threads(2);
+    let shards = shards.spawn(build).expect("shards");
+    let [public, operator] = [0, 1].map(|at: usize| tcp(&shards.listeners[at].addr));
+    let mut inside = [(); 2].map(|()| connect(public));
+    for client in &mut inside {
+        ping(client, b"in");
+    }
+    let mut waiting = connect(public);
+    send2(&mut waiting, b"later");
+    let mut reports = [(); 4].map(|()| connect(operator));
+    for client in &mut reports {
+        ping(client, b"report");
+    }
+    assert_eq!(current_stats(&shards.handle).open, 6);
+    drop(inside);
+    assert_eq!(recv2(&mut waiting), b"later");
+    drop((waiting, reports));
+    finish(shards);
+}

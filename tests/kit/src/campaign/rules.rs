@@ -20,6 +20,7 @@ pub fn rate(speed: Option<Speed>) -> Option<Rate> {
 #[derive(Clone, Debug)]
 pub struct Rules {
     pub places: Option<usize>,
+    reserved: usize,
     pub at_capacity: AtCapacity,
     pub proxy: ProxyProtocol,
     trusted: Networks,
@@ -128,6 +129,7 @@ impl Rules {
     pub fn none(proxy: ProxyProtocol) -> Self {
         Self {
             places: None,
+            reserved: 0,
             at_capacity: AtCapacity::Wait,
             proxy,
             trusted: Networks::all(),
@@ -155,13 +157,15 @@ impl Rules {
             ProxyProtocol::Required,
             ProxyProtocol::Optional,
         ];
-        let (places, at_capacity) = (
+        let (places, reserved, at_capacity) = (
             random.chance(300).then(|| random.below(4)),
+            [0, 0, 0, random.below(4)][random.below(4)],
             policies[random.below(4)].clone(),
         );
         if random.chance(400) {
             return Self {
                 places,
+                reserved,
                 at_capacity,
                 ..Self::none(ProxyProtocol::Off)
             };
@@ -175,6 +179,7 @@ impl Rules {
         };
         Self {
             places,
+            reserved,
             at_capacity,
             proxy: modes[random.below(3)],
             trusted: networks(random, 250),
@@ -190,7 +195,7 @@ impl Rules {
     /// Other rules in one respect, or in all.
     pub fn redraw(&mut self, random: &mut Random) {
         let other = Self::draw(random);
-        match random.below(8) {
+        match random.below(9) {
             0 => self.access = other.access,
             1 => self.trusted = other.trusted,
             2 => self.proxy = other.proxy,
@@ -198,6 +203,7 @@ impl Rules {
             4 => self.source_connections = other.source_connections,
             5 => self.throttles = other.throttles,
             6 => self.at_capacity = other.at_capacity,
+            7 => self.reserved = other.reserved,
             _ => *self = other,
         }
     }
@@ -216,6 +222,7 @@ impl Rules {
         listen.total_read_rate = all_read;
         listen.total_frame_rate = all_frames;
         listen.max_connections = self.places;
+        listen.reserved = self.reserved;
     }
 
     /// Whether this peer speaks for others here.
