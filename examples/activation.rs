@@ -1,6 +1,6 @@
 //! Socket activation: an echo server for lines on the sockets that its starter passes on (`sd_listen_fds(3)`), TCP and Unix,
 //! and on a port of its own if there are none. Names of sockets become names of listeners, which
-//! `Peer::listener_name` and `Control::listener` know. SIGTERM drains.
+//! `Peer::listener_name` and `Control::listener` know. SIGTERM and SIGINT drain.
 //!
 //!     cargo build --example activation
 //!     systemd-socket-activate -l 127.0.0.1:2222 -l [::1]:2222 -l /tmp/echo.sock --fdname=v4:v6:local target/debug/examples/activation
@@ -10,7 +10,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use portcullis::{Config, Context, Framing, Handle, Handler, Listen, Outcome, Peer, Server};
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Peer, Server};
 
 #[path = "support/passed.rs"]
 mod passed;
@@ -45,21 +45,10 @@ fn serve() -> Result<(), Box<dyn Error>> {
         server.listen(listen, echo)?;
     }
     // Before the addresses are printed: their reader may send a signal at once.
-    drain_on_sigterm(server.handle())?;
+    terminal::drain_on_signal(server.handle(), Duration::from_secs(10))?;
     for listener in server.control().listeners() {
         terminal::say(&format!("listening on {}", listener.addr));
     }
     server.run(&mut ())?;
-    Ok(())
-}
-
-fn drain_on_sigterm(handle: Handle) -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM])?;
-    std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            // It fails only if the server is gone already.
-            let _ = handle.drain(Duration::from_secs(10));
-        }
-    });
     Ok(())
 }

@@ -113,6 +113,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut server = Server::new(Config::max_connections(connections))?;
     let listen = Listen::tcp(addr.as_str(), Framing::Line);
     let id = server.listen(listen, |_app, _peer| Reception)?;
+    // Before the address is printed: its reader may send a signal at once.
+    terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!(
         "listening on {} (line)",
         server.control().listener(id)?.addr
@@ -124,7 +126,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let queue = Arc::clone(&queue);
         std::thread::spawn(move || work(&queue));
     }
-    terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     server.run(&mut Pool { work: sender })?;
     Ok(())
 }

@@ -82,12 +82,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             name: format!("guest{guests}"),
         }
     })?;
+    // Before the address is printed: its reader may send a signal at once.
+    terminal::drain_on_signal(server.handle(), std::time::Duration::from_secs(5))?;
     terminal::say(&format!(
         "listening on {} (line)",
         server.control().listener(id)?.addr
     ));
 
-    terminal::drain_on_signal(server.handle(), std::time::Duration::from_secs(5))?;
     let mut room = Room::default();
     server.run(&mut room)?;
     terminal::say(&format!("{} evicted", room.evicted));

@@ -52,11 +52,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut server = Server::new(Config::new())?;
     let listen = Listen::tcp(addr.as_str(), Framing::Line);
     let id = server.listen(listen, |_app, _peer| Clock)?;
+    // Before the address is printed: its reader may send a signal at once.
+    terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!(
         "listening on {} (line)",
         server.control().listener(id)?.addr
     ));
-    terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
 
     let mut program = Program::default();
     let mut next_second = Instant::now() + SECOND;

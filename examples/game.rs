@@ -75,11 +75,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     listen.conn.frame_rate = Some(Rate::per_second(120).burst(BURST));
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app, _peer| Player)?;
+    // Before the address is printed: its reader may send a signal at once.
+    terminal::drain_on_signal(server.handle(), Duration::ZERO)?;
     terminal::say(&format!(
         "listening on {} (packet-2)",
         server.control().listener(id)?.addr
     ));
-    terminal::drain_on_signal(server.handle(), Duration::ZERO)?;
 
     let mut world = World::default();
     let (mut next, mut late) = (Instant::now(), Vec::new());

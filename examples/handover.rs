@@ -1,6 +1,6 @@
 //! A new process takes over the listening sockets without refusing a client: an echo server for lines that says its id with
 //! each. SIGUSR2 starts the program anew with the sockets (`sd_listen_fds(3)`); once the new one says that it is ready, the
-//! old one takes no more clients, serves those it has, and ends. SIGTERM drains.
+//! old one takes no more clients, serves those it has, and ends. SIGTERM and SIGINT drain.
 //!
 //!     cargo run --example handover -- 127.0.0.1:2222 unix:/tmp/handover.sock
 //!     kill -USR2 PID
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use portcullis::{Config, Context, Framing, Handle, Handler, Listen, Outcome, Peer, Server};
-use signal_hook::consts::{SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 
 #[path = "support/passed.rs"]
 mod passed;
@@ -71,7 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn obey_signals(handle: Handle) -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGUSR2])?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR2])?;
     std::thread::spawn(move || {
         for signal in signals.forever() {
             if signal == SIGUSR2 {

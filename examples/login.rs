@@ -124,11 +124,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut listen = Listen::tcp(addr.as_str(), Framing::Line);
     listen.conn.max_frame = Some(512);
     let id = server.listen(listen, |_app, _peer| Stranger::default())?;
+    // Before the address is printed: its reader may send a signal at once.
+    terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!(
         "listening on {} (lines, then packet-2)",
         server.control().listener(id)?.addr
     ));
-    terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     server.run(&mut App { tls, sessions: 0 })?;
     Ok(())
 }

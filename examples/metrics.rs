@@ -4,6 +4,8 @@
 //!     cargo run --release --example metrics
 //!     curl http://127.0.0.1:9222/metrics
 
+use std::error::Error;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -101,17 +103,22 @@ fn answer(request: &str, control: &Control<'_>) -> String {
     format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
 
-fn main() -> portcullis::Result<()> {
-    terminal::log_to_stderr();
+fn main() -> ExitCode {
     let options = Options::parse();
+    terminal::log_to_stderr();
+    terminal::exit_code("metrics", serve(&options))
+}
+
+fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
     let most = options.max_connections;
     let mut server = Server::new(Config::max_connections(most.saturating_add(WATCHERS)))?;
-    let mut echo = Listen::tcp(options.listen.as_str(), Framing::Packet2).name("echo");
-    echo.max_connections = Some(most);
+    let echo = Listen::tcp(options.listen.as_str(), Framing::Packet2).name("echo");
     let echo = server.listen(echo, |_app, _peer| Echo)?;
     let mut watch = Listen::tcp(options.metrics.as_str(), Framing::Line).name("metrics");
     watch.conn.max_frame = Some(8192);
     watch.max_connections = Some(WATCHERS);
+    watch.reserved = WATCHERS;
+    watch.evict_silent = false;
     let handle = server.handle();
     let watch = server.listen(watch, move |_app, _peer| Page {
         handle: handle.clone(),
@@ -125,6 +132,8 @@ fn main() -> portcullis::Result<()> {
             terminal::complain(&notice.to_string());
         },
     )?;
+    // Before the addresses are printed: their reader may send a signal at once.
+    terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!(
         "listening on {} (echo)",
         server.control().listener(echo)?.addr
@@ -133,5 +142,6 @@ fn main() -> portcullis::Result<()> {
         "listening on {} (metrics)",
         server.control().listener(watch)?.addr
     ));
-    server.run(&mut ())
+    server.run(&mut ())?;
+    Ok(())
 }

@@ -66,11 +66,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     listen.conn.max_frame = Some(64 * 1024);
     listen.conn.idle_timeout = Duration::from_secs(60);
     let id = server.listen(listen, |_app, _peer| Session { requests: 0 })?;
+    // Before the address is printed: its reader may send a signal at once.
+    terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!(
         "listening on {} (packet-4)",
         server.control().listener(id)?.addr
     ));
-    terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     server.run(&mut Words::new())?;
     Ok(())
 }

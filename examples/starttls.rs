@@ -108,6 +108,8 @@ fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
     let mut server = Server::new(Config::new())?;
     server.listen(listen, |_app, _peer| Session::default())?;
     let addr = server.control().listener("mail")?.addr;
+    // Before the address is printed: its reader may send a signal at once.
+    terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!("listening on {addr} (lines, STARTTLS)"));
     server.run(&mut App { tls })?;
     Ok(())

@@ -74,6 +74,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut listen = Listen::tcp(addr.as_str(), Framing::Line);
     listen.conn.max_frame = Some(32);
     let id = server.listen(listen, |_app, _peer| Session)?;
+    // Before the address is printed: its reader may send a signal at once.
+    terminal::drain_on_signal(server.handle(), Duration::from_secs(10))?;
     terminal::say(&format!(
         "listening on {} (line)",
         server.control().listener(id)?.addr
@@ -85,7 +87,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (queue, handle) = (Arc::clone(&queue), server.handle());
         std::thread::spawn(move || work(&queue, &handle));
     }
-    terminal::drain_on_signal(server.handle(), Duration::from_secs(10))?;
     server.run(&mut Pool { jobs })?;
     Ok(())
 }

@@ -357,3 +357,38 @@ fn every_example_is_short_and_says_how_it_is_run() {
         assert!(exists, "examples/README.md names {name}");
     }
 }
+
+/// Ctrl-C drains: a client that has finished is served, and the program ends in order.
+#[test]
+fn every_server_drains_on_sigint() {
+    let listen: &[&str] = &["--listen", "127.0.0.1:0"];
+    let at: &[&str] = &["127.0.0.1:0"];
+    for (name, arguments) in [
+        ("activation", at),
+        ("blocking", at),
+        ("chat", at),
+        ("echo", listen),
+        ("foreign_loop", at),
+        ("game", at),
+        ("handover", at),
+        (
+            "metrics",
+            &["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"],
+        ),
+        ("mqtt", listen),
+        ("redis", listen),
+        ("rpc", at),
+        ("service", listen),
+        ("shards", at),
+        ("websocket", listen),
+        ("worker_pool", at),
+    ] {
+        let child = ChildProcess::start(Command::new(example(name)).args(arguments));
+        let client = connect(child.address());
+        drop(client);
+        child.signal("INT");
+        let (status, _, log) = child.finish();
+        assert!(status.success(), "{name}: {status}, {log}");
+        assert!(!log.contains("panicked"), "{name}: {log}");
+    }
+}

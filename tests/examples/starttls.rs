@@ -146,3 +146,14 @@ fn it_says_what_it_is() {
     let first = lines.next().expect("a line").expect("text");
     assert!(first.contains("STARTTLS"), "{first}");
 }
+
+#[test]
+fn sigint_drains() {
+    let (site, folder) = (Site::new(), Folder::new());
+    let (child, addr) = start(&site, &folder);
+    let tcp = greet(addr);
+    child.signal("INT");
+    drop(tcp);
+    let (status, _, log) = child.finish();
+    assert!(status.success(), "{status}: {log}");
+}
