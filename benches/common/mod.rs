@@ -4,6 +4,7 @@
 pub mod load;
 pub mod process;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use portcullis::{Context, Handler, Outcome};
 
@@ -21,6 +22,13 @@ impl Handler for Echo {
 pub fn raise_descriptor_limit() -> u64 {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_or(soft, |()| hard)
+}
+
+/// The progress of `total` rounds, in place on a terminal: n of N, the rate, the time left.
+pub fn progress(total: usize) -> ProgressBar {
+    let line = "{pos} of {len} rounds, {per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(line).expect("a template");
+    ProgressBar::new(total as u64).with_style(style)
 }
 
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {

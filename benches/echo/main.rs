@@ -21,6 +21,7 @@ use clap::Parser;
 use common::load::{Load, Work};
 use common::median;
 use common::process::{end_with_parent, pin, Process};
+use indicatif::ProgressBar;
 use servers::Kind;
 
 /// Idle connections over which memory is measured; their descriptors fit into 4,096.
@@ -84,10 +85,12 @@ fn main() {
     pin(1);
     common::raise_descriptor_limit();
     let mut charts = Vec::new();
+    let progress = common::progress(ROWS.len() * options.rounds);
     for row in &ROWS {
-        let ratios = measure(row, &options);
+        let ratios = measure(row, &options, &progress);
         charts.push((row.name, ratios));
     }
+    progress.finish_and_clear();
     let idle = idle();
     if options.bench {
         chart::draw(&options.chart, &charts, &idle).expect("the chart can be written");
@@ -103,12 +106,7 @@ fn start(kind: Kind) -> (Process, SocketAddr) {
 }
 
 /// One row: the table is printed, the ratios are returned.
-fn measure(row: &Row, options: &Options) -> Vec<(Kind, f64)> {
-    println!("\n{}\n", row.name);
-    println!(
-        "| server | processor time per message | messages per second | as cheap as mio by hand |"
-    );
-    println!("|---|---|---|---|");
+fn measure(row: &Row, options: &Options, progress: &ProgressBar) -> Vec<(Kind, f64)> {
     let mut costs = vec![Vec::new(); Kind::ALL.len()];
     let mut rates = vec![Vec::new(); Kind::ALL.len()];
     let (servers, mut loads): (Vec<_>, Vec<_>) = Kind::ALL
@@ -129,7 +127,18 @@ fn measure(row: &Row, options: &Options) -> Vec<(Kind, f64)> {
             costs[at].push(cost * 1e6);
             rates[at].push(messages as f64 / span.as_secs_f64());
         }
+        progress.inc(1);
     }
+    progress.suspend(|| report(row, costs, rates))
+}
+
+/// Prints the table of one row, and returns the ratios.
+fn report(row: &Row, costs: Vec<Vec<f64>>, rates: Vec<Vec<f64>>) -> Vec<(Kind, f64)> {
+    println!("\n{}\n", row.name);
+    println!(
+        "| server | processor time per message | messages per second | as cheap as mio by hand |"
+    );
+    println!("|---|---|---|---|");
     let reference = costs[0].clone();
     let table = Kind::ALL
         .iter()

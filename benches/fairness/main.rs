@@ -164,6 +164,7 @@ fn measure(options: &Options) {
     );
     println!("|---|---|---|---|");
     let (mut rows, mut rates) = (vec![Vec::new(); 3], Vec::new());
+    let progress = common::progress(options.rounds);
     for _ in 0..options.rounds {
         let quiet = pings.run(span);
         rows[0].push((quiet, 1.0));
@@ -184,7 +185,9 @@ fn measure(options: &Options) {
                 rates.push(annoying.line().parse().expect("a number"));
             }
         }
+        progress.inc(1);
     }
+    progress.finish_and_clear();
     for (name, row) in ["quiet", "beside a flood", "beside TLS handshakes"]
         .iter()
         .zip(rows)

@@ -57,6 +57,7 @@ fn main() {
         "{:<28} {:>10} {:>10} {:>10} {:>8}",
         "load", "p50", "p99", "max", "calls"
     );
+    let progress = common::progress(5 * options.rounds);
     let frame = |length: u16| {
         let mut frame = length.to_be_bytes().to_vec();
         frame.resize(2 + usize::from(length), 7);
@@ -80,8 +81,9 @@ fn main() {
             measure(&mut server, &mut calls, |server| {
                 server.control().stats().traffic.bytes_in == all
             });
+            progress.inc(1);
         }
-        report(name, calls);
+        progress.suspend(|| report(name, calls));
     }
     let (mut accepts, mut timers, mut closes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.rounds {
@@ -104,7 +106,9 @@ fn main() {
         measure(&mut server, &mut closes, |server| {
             server.control().stats().open == 0
         });
+        progress.inc(1);
     }
+    progress.finish_and_clear();
     report("clients that connect", accepts);
     report("timers for the same time", timers);
     report("a drain without grace", closes);

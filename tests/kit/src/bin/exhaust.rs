@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 
-use kit::terminal::{complain, say};
+use kit::terminal::{complain, say, Progress};
 use kit::{closure, strings};
 
 /// Tries everything that can happen to one connection.
@@ -51,10 +51,10 @@ fn main() -> ExitCode {
     };
     let outcome = (|| {
         if wanted(Search::States) {
-            states(closure::settings(false))?;
+            states(closure::settings(false).into_iter().collect())?;
         }
         if wanted(Search::Piles) {
-            states(closure::settings(true).into_iter().take(1))?;
+            states(closure::settings(true).into_iter().take(1).collect())?;
         }
         if wanted(Search::Strings) {
             all_strings(options.length)?;
@@ -73,13 +73,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn states(settings: impl IntoIterator<Item = closure::Setting>) -> Result<(), String> {
+fn states(settings: Vec<closure::Setting>) -> Result<(), String> {
     let start = Instant::now();
     let mut all = closure::Findings::default();
     let mut count = 0;
+    let progress = Progress::new(settings.len() as u64, "worlds");
     for setting in settings {
         let found = closure::close(&setting)?;
-        say(&format!(
+        progress.say(&format!(
             "{:?}{}, on a frame {:?}, at the end {:?}: {} states, {} moves, none farther than {}",
             portcullis::sim::Action::framing(setting.framing),
             if setting.proxied {
@@ -95,7 +96,9 @@ fn states(settings: impl IntoIterator<Item = closure::Setting>) -> Result<(), St
         ));
         all.add(found);
         count += 1;
+        progress.step();
     }
+    drop(progress);
     say(&format!(
         "{count} worlds closed: {} states, {} moves, {:.0} s; changes of state {:?}; reasons {:?}",
         all.states,
@@ -108,10 +111,13 @@ fn states(settings: impl IntoIterator<Item = closure::Setting>) -> Result<(), St
 }
 
 fn all_strings(length: usize) -> Result<(), String> {
-    for framing in 0..portcullis::sim::Action::FRAMINGS {
+    let framings = portcullis::sim::Action::FRAMINGS;
+    let progress = Progress::new(framings.into(), "framings");
+    for framing in 0..framings {
         let start = Instant::now();
         let played = strings::play(framing, length)?;
-        say(&format!(
+        progress.step();
+        progress.say(&format!(
             "{:?}: {played} strings in all their cuts, up to {length} bytes, {:.0} s",
             portcullis::sim::Action::framing(framing),
             start.elapsed().as_secs_f64()
@@ -125,11 +131,16 @@ fn tls(time: Duration) -> Result<(), String> {
     use kit::schedules::{self, Start, Version};
     let versions = [Version::Tls12, Version::Tls13].into_iter();
     let starts = [Start::Connected, Start::Upgrade, Start::Open];
+    let (begun, progress) = (Instant::now(), Progress::new(6 * time.as_secs(), "seconds"));
     for (version, begin) in versions.flat_map(|version| starts.map(|start| (version, start))) {
         let start = Instant::now();
         for length in 1.. {
-            let found = schedules::play(version, begin, length, || start.elapsed() > time)?;
-            say(&format!(
+            let is_over = || {
+                progress.set(begun.elapsed().as_secs());
+                start.elapsed() > time
+            };
+            let found = schedules::play(version, begin, length, is_over)?;
+            progress.say(&format!(
                 "{version:?}, {begin:?}: {} {} schedules of {length} moves, {:.0} s; changes of state {:?}; reasons {:?}",
                 if found.all { "all" } else { "the first" },
                 found.schedules,

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use kit::planted_bugs::{Bug, BUGS};
-use kit::terminal::say;
+use kit::terminal::{say, Progress};
 use kit::ROOT;
 
 /// Plants bugs in a copy of the repository and runs the campaign there.
@@ -53,7 +53,11 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         copy_all(&root.join(part), &copy.join(part))?;
     }
     let mut all_found = true;
-    for bug in BUGS.iter().filter(|bug| bug.kind.contains(&options.kind)) {
+    let is_wanted = |bug: &&Bug| bug.kind.contains(&options.kind);
+    let bugs: Vec<_> = BUGS.iter().filter(is_wanted).collect();
+    let progress = Progress::new(bugs.len() as u64, "bugs");
+    for bug in bugs {
+        progress.note(bug.kind);
         let file = copy.join(bug.file);
         let text = fs::read_to_string(&file)?;
         fs::write(&file, text.replacen(bug.line, bug.planted, 1))?;
@@ -64,7 +68,8 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         all_found &= is_found;
         let verdict = if is_found { "found" } else { "NOT FOUND" };
         let last = report.lines().next().unwrap_or("no world breaks");
-        say(&format!("{}: {verdict}: {last}", bug.kind));
+        progress.step();
+        progress.say(&format!("{}: {verdict}: {last}", bug.kind));
     }
     Ok(all_found)
 }

@@ -17,7 +17,7 @@ use portcullis::CloseReason;
 mod table;
 use kit::campaign::{self, Plan};
 use kit::failing::Scenario;
-use kit::terminal::say;
+use kit::terminal::{say, Progress};
 
 /// Plays worlds from seeds and reports the first that breaks.
 #[derive(Debug, Parser)]
@@ -58,21 +58,24 @@ fn main() -> ExitCode {
 }
 
 fn fail_in_pairs(options: &Options) -> ExitCode {
-    for &scenario in Scenario::ALL
-        .iter()
-        .filter(|scenario| !(options.plain && scenario.is_tls()))
-    {
+    let is_wanted = |scenario: &&Scenario| !(options.plain && scenario.is_tls());
+    let scenarios: Vec<_> = Scenario::ALL.iter().filter(is_wanted).collect();
+    let progress = Progress::new(scenarios.len() as u64, "scenarios");
+    for scenario in scenarios {
         let start = Instant::now();
+        progress.note(&format!("{scenario:?}"));
         match scenario.play_all() {
-            Ok((singles, pairs)) => say(&format!(
+            Ok((singles, pairs)) => progress.say(&format!(
                 "{scenario:?}: {singles} single failures, {pairs} pairs, {:.1} s, no violation",
                 start.elapsed().as_secs_f64()
             )),
             Err(what) => {
+                drop(progress);
                 say(&format!("breaks: {what}"));
                 return ExitCode::FAILURE;
             }
         }
+        progress.step();
     }
     ExitCode::SUCCESS
 }
@@ -104,10 +107,12 @@ fn long_run(options: &Options) -> ExitCode {
     let start = Instant::now();
     let mut shown = start;
     let mut totals = Totals::default();
+    let progress = Progress::new(options.seeds, "seeds");
     for seed in options.from..options.from.saturating_add(options.seeds) {
         match Plan::draw(seed, !options.plain).run(false) {
             Ok(report) => totals.add(report),
             Err(failure) => {
+                drop(progress);
                 let plain = if options.plain { " --plain" } else { "" };
                 say(&format!("seed {seed} breaks: {}", failure.what));
                 say(&format!(
@@ -116,11 +121,15 @@ fn long_run(options: &Options) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         }
-        if shown.elapsed() > Duration::from_secs(5) {
+        progress.step();
+        if progress.is_shown() {
+            progress.note(&format!("{} events", totals.events));
+        } else if shown.elapsed() > Duration::from_secs(5) {
             shown = Instant::now();
             say(&totals.progress(start.elapsed()));
         }
     }
+    drop(progress);
     say(&totals.progress(start.elapsed()));
     say(&table::render(
         &totals.coverage,
