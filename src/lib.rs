@@ -100,10 +100,16 @@
 //!   reason; a failed attempt to connect that is retried.
 //! - `portcullis::panic`. Error: a panic of the user's code.
 //!
+//! With the feature `kv`, records about one connection have these key-values (`log::kv`), whose
+//! names are stable: `conn`, the id, unless a client got none; `listener`, the name, empty for an
+//! outgoing connection; `peer`, the address; and `reason` ([`CloseReason::name`]), unless the
+//! connection goes on.
+//!
 //! # Features
 //!
 //! - `tls` (default): TLS through rustls. Without `aws-lc-rs` or `ring`, bring your own provider.
 //! - `aws-lc-rs` (default) or `ring`: the cryptography for `tls::server_config`.
+//! - `kv`: key-values in the records of the log.
 //! - `sim`: the simulator, for tests of your handlers.
 //! - `arbitrary`: scripts for the simulator, made by a fuzzer.
 

@@ -17,8 +17,22 @@ pub(crate) fn is_enabled(target: &str, level: log::Level) -> bool {
         && catch_logger(|| log::log_enabled!(target: target, level)).unwrap_or(false)
 }
 
-/// As [`log::log!`]. A panic in the logger is counted and has no other effect.
+/// As [`log::log!`]. A panic in the logger is counted and has no other effect. Fields in braces are
+/// key-values of the record, with the feature `kv`.
 macro_rules! record {
+    ($level:ident, target: $target:expr, { $($key:ident: $value:expr),+ }, $($arg:tt)+) => {
+        if log::Level::$level <= log::max_level() {
+            let _ = $crate::catch::catch_logger(|| {
+                #[cfg(feature = "kv")]
+                log::log!(target: $target, log::Level::$level, $($key:% = $value),+; $($arg)+);
+                #[cfg(not(feature = "kv"))]
+                {
+                    let _ = ($(&$value),+);
+                    log::log!(target: $target, log::Level::$level, $($arg)+);
+                }
+            });
+        }
+    };
     ($level:ident, target: $target:expr, $($arg:tt)+) => {
         if log::Level::$level <= log::max_level() {
             let _ = $crate::catch::catch_logger(|| {

@@ -17,6 +17,25 @@ struct Line {
     level: Level,
     target: String,
     text: String,
+    #[cfg(feature = "kv")]
+    fields: Vec<(String, String)>,
+}
+
+#[cfg(feature = "kv")]
+fn fields(record: &log::Record<'_>) -> Vec<(String, String)> {
+    use log::kv::{Error, Key, Value, VisitSource};
+
+    struct Fields(Vec<(String, String)>);
+    impl<'kvs> VisitSource<'kvs> for Fields {
+        fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
+            self.0.push((key.to_string(), value.to_string()));
+            Ok(())
+        }
+    }
+    let mut fields = Fields(Vec::new());
+    let visited = record.key_values().visit(&mut fields);
+    visited.expect("fields");
+    fields.0
 }
 
 struct Memory(Mutex<Vec<Line>>);
@@ -35,6 +54,8 @@ impl log::Log for Memory {
             level: record.level(),
             target: record.target().to_owned(),
             text: record.args().to_string(),
+            #[cfg(feature = "kv")]
+            fields: fields(record),
         };
         // The poll's own lines are none of ours.
         if line.target.starts_with("portcullis") {
@@ -822,4 +843,54 @@ fn a_shard_that_fails_is_logged() {
         .expect("one runs");
     kit::net::eventually("the shards end", || shards.is_finished());
     shards.join().expect_err("the failure");
+}
+
+/// The names of the fields are a stable interface.
+#[cfg(feature = "kv")]
+#[test]
+fn records_about_a_connection_have_fields() {
+    let _turn = capture();
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet4).name("games");
+    let (mut sim, addr) = world(Config::max_connections(1), listen);
+    let client = connect(&mut sim, addr);
+    let peer = sim.client_addr(client).expect("it has one").to_string();
+    let id = sim.control().connections()[0].id;
+    let of_reason = |reason: &str| {
+        let lines = taken();
+        let fields = lines.into_iter().map(|line| line.fields);
+        let has_reason = |fields: &Vec<(String, String)>| {
+            fields
+                .iter()
+                .any(|(key, value)| (&**key, &**value) == ("reason", reason))
+        };
+        fields.filter(has_reason).collect::<Vec<_>>()
+    };
+    let field = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let expected = |reason: &str| {
+        vec![
+            field("conn", &id.to_string()),
+            field("listener", "games"),
+            field("peer", &peer),
+            field("reason", reason),
+        ]
+    };
+    assert!(sim.control().kill(id));
+    sim.settle();
+    // The warning, and the end.
+    assert_eq!(
+        of_reason("killed"),
+        [expected("killed"), expected("killed")]
+    );
+
+    let refuses = |listen: &mut Listen| listen.access_rules = AccessRules::deny_all();
+    let changed = sim.control().reconfigure_listener("games", refuses);
+    changed.expect("a change");
+    let denied = connect(&mut sim, addr);
+    let peer = sim.client_addr(denied).expect("it has one").to_string();
+    let without_slot = [
+        field("listener", "games"),
+        field("peer", &peer),
+        field("reason", "denied"),
+    ];
+    assert_eq!(of_reason("denied"), [without_slot]);
 }

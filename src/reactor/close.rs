@@ -93,7 +93,13 @@ fn log_close<A, O: Os>(inner: &mut Inner<A, O>, id: ConnId, closed: &Closed) {
         text
     });
     if let Some(conn) = core.conns.get(id) {
-        logs::debug!(target: logs::CONNECTION, "{}: {text}", conn.info(core.now));
+        let info = conn.info(core.now);
+        let (listener, reason) = (core.listeners.name_of(conn.listener), closed.reason.name());
+        logs::debug!(
+            target: logs::CONNECTION,
+            { conn: id, listener: listener, peer: info.peer, reason: reason },
+            "{info}: {text}"
+        );
     }
 }
 

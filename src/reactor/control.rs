@@ -453,10 +453,16 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         if core.is_detached(id) {
             return core.detached.cut_off(id, &core.os);
         }
-        if core.conns.get(id).is_none() {
+        let Some(conn) = core.conns.get(id) else {
             return false;
-        }
-        logs::warning!(target: logs::CONNECTION, "killed; {}", core.describe(id));
+        };
+        let (listener, peer) = (core.listeners.name_of(conn.listener), conn.peer());
+        logs::warning!(
+            target: logs::CONNECTION,
+            { conn: id, listener: listener, peer: peer, reason: CloseReason::Killed.name() },
+            "killed; {}",
+            core.describe(id)
+        );
         if let Some((conn, pool)) = core.conns.parts(id) {
             // What was sent before has been accepted: as far as the kernel takes it now.
             conn.write_out(&mut core.os, pool, &mut core.now);

@@ -111,6 +111,12 @@ impl<L> Listeners<L> {
         self.all.get(self.position(id)?)
     }
 
+    /// The name of a connection's listener, empty for an outgoing connection.
+    pub(super) fn name_of(&self, id: Option<ListenerId>) -> &str {
+        let listener = id.and_then(|id| self.by_id(id));
+        listener.map_or("", |listener| &listener.name)
+    }
+
     /// As [`Listeners::get_mut`], for the sake of a connection.
     pub(super) fn by_id_mut(&mut self, id: ListenerId) -> Option<&mut Listener<L>> {
         self.get_mut(self.position(id)?)

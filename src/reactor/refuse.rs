@@ -77,7 +77,12 @@ pub(super) fn report_failed<A, O: Os>(
         return;
     };
     listener.closed.count(&closed);
-    logs::debug!(target: logs::CONNECTION, "{} on {}: {closed}", incoming.addr, listener.name);
+    let (peer, name, reason) = (&incoming.addr, &listener.name, closed.reason.name());
+    logs::debug!(
+        target: logs::CONNECTION,
+        { listener: name, peer: peer, reason: reason },
+        "{peer} on {name}: {closed}"
+    );
     let record = CloseRecord {
         id,
         listener: Some(listener.id),
