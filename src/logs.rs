@@ -20,25 +20,26 @@ pub(crate) fn is_enabled(target: &str, level: log::Level) -> bool {
 /// As [`log::log!`]. A panic in the logger is counted and has no other effect. Fields in braces are
 /// key-values of the record, with the feature `kv`.
 macro_rules! record {
-    ($level:ident, target: $target:expr, { $($key:ident: $value:expr),+ }, $($arg:tt)+) => {
+    (@ $level:ident, $write:block) => {
         if log::Level::$level <= log::max_level() {
-            let _ = $crate::catch::catch_logger(|| {
-                #[cfg(feature = "kv")]
-                log::log!(target: $target, log::Level::$level, $($key:% = $value),+; $($arg)+);
-                #[cfg(not(feature = "kv"))]
-                {
-                    let _ = ($(&$value),+);
-                    log::log!(target: $target, log::Level::$level, $($arg)+);
-                }
-            });
+            let _ = $crate::catch::catch_logger(|| $write);
         }
     };
+    ($level:ident, target: $target:expr, { $($key:ident: $value:expr),+ }, $($arg:tt)+) => {
+        $crate::logs::record!(@ $level, {
+            #[cfg(feature = "kv")]
+            log::log!(target: $target, log::Level::$level, $($key:% = $value),+; $($arg)+);
+            #[cfg(not(feature = "kv"))]
+            {
+                let _ = ($(&$value),+);
+                log::log!(target: $target, log::Level::$level, $($arg)+);
+            }
+        })
+    };
     ($level:ident, target: $target:expr, $($arg:tt)+) => {
-        if log::Level::$level <= log::max_level() {
-            let _ = $crate::catch::catch_logger(|| {
-                log::log!(target: $target, log::Level::$level, $($arg)+)
-            });
-        }
+        $crate::logs::record!(@ $level, {
+            log::log!(target: $target, log::Level::$level, $($arg)+)
+        })
     };
 }
 

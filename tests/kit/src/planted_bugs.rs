@@ -36,8 +36,8 @@ pub const BUGS: &[Bug] = &[
     Bug {
         kind: "foreign code: a panic of the logger is not caught",
         file: "src/logs.rs",
-        line: "let _ = $crate::catch::catch_logger(|| {",
-        planted: "let _ = Some(()).map(|()| {",
+        line: "let _ = $crate::catch::catch_logger(|| $write);",
+        planted: "let _ = Some(()).map(|()| $write);",
         found: "a panic has left the server",
         tls: false,
     },
