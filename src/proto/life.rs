@@ -71,15 +71,12 @@ impl Life {
     const WAS_OPEN: u8 = 2;
     /// The server made this connection.
     const OUTGOING: u8 = 4;
-    /// The socket comes from elsewhere: other code may have written to it.
-    const ADOPTED: u8 = 8;
     /// The flags above: an open connection that has only these exchanges frames and nothing else.
-    pub(super) const ORDINARY: u8 =
-        Self::ADMITTED | Self::WAS_OPEN | Self::OUTGOING | Self::ADOPTED;
+    pub(super) const ORDINARY: u8 = Self::ADMITTED | Self::WAS_OPEN | Self::OUTGOING;
     /// The server drains.
-    const DRAINING: u8 = 16;
+    const DRAINING: u8 = 8;
     /// The connection leaves the loop at the end of its turn.
-    const DETACHING: u8 = 32;
+    const DETACHING: u8 = 16;
 
     pub(super) fn accepted() -> Self {
         Self {
@@ -171,14 +168,6 @@ impl Life {
     /// True once the handler was notified of an open connection, which does not leave the loop.
     pub(super) fn stays_open(self) -> bool {
         self.is_open() && self.was_open() && !self.is_detaching()
-    }
-
-    pub(super) fn set_adopted(&mut self) {
-        self.flags |= Self::ADOPTED;
-    }
-
-    pub(super) fn is_adopted(self) -> bool {
-        self.flags & Self::ADOPTED != 0
     }
 
     pub(super) fn is_outgoing(self) -> bool {

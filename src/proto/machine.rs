@@ -313,19 +313,6 @@ impl Machine {
         self.status.life.is_draining()
     }
 
-    /// The socket comes from elsewhere: other code may have written to it.
-    pub(crate) fn set_adopted(&mut self) {
-        self.status.life.set_adopted();
-    }
-
-    /// Returns the bytes that were written to the socket, as the kernel counts acknowledged ones:
-    /// with the SYN of an outgoing connection. `None` if other code may have written too.
-    pub(crate) fn written(&self) -> Option<u64> {
-        let life = self.status.life;
-        let written = self.traffic.bytes_out + u64::from(life.is_outgoing());
-        (!life.is_adopted()).then_some(written)
-    }
-
     pub(crate) fn is_outgoing(&self) -> bool {
         self.status.life.is_outgoing()
     }

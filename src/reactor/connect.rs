@@ -14,6 +14,7 @@ use super::connections::Returning;
 use super::core::Core;
 use super::os::{Connected, End, Os, StreamOps, Token};
 use super::outbound::Attempt;
+use super::standing::Standing;
 use super::work;
 use crate::addr::Addr;
 use crate::catch::catch;
@@ -97,8 +98,7 @@ impl<O: Os> Core<O> {
         let adopted = self.os.adopt_stream(socket, &options.socket);
         let (stream, addr) = adopted.map_err(Error::os("adopting a connected socket"))?;
         let conn = Rc::new(options.conn.clone());
-        let mut machine = Machine::connecting(&options.framing, conn, self.now);
-        machine.set_adopted();
+        let machine = Machine::connecting(&options.framing, conn, self.now);
         // The framing's maker may have blocked.
         let now = self.refresh();
         let claimed = self.claim_with(returning, |core, id| core.register(id, stream));
@@ -123,6 +123,7 @@ impl<O: Os> Core<O> {
         let conn = Connection {
             stream: Some(stream),
             writable: true,
+            standing: Standing::adopted(),
             ..Connection::new(id, None, addr, machine, now, self.stats.iterations)
         };
         Ok((conn, attempt))

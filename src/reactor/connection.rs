@@ -512,11 +512,17 @@ impl<S> Connection<S> {
         I: StreamOps<Stream = S>,
     {
         let Self {
-            machine, stream, ..
+            machine,
+            stream,
+            standing,
+            ..
         } = self;
-        if let (true, Some(stream)) = (machine.has_unsent_in_kernel(), stream) {
-            let written = machine.written().filter(|_| machine.queued() == 0);
-            if written.is_some_and(|written| os.has_taken(stream, written) == Some(true)) {
+        // The kernel counts what others have written too.
+        let is_known = machine.has_unsent_in_kernel() && !standing.is_adopted();
+        if let (true, Some(stream)) = (is_known, stream) {
+            // An outgoing connection's SYN counts as acknowledged too.
+            let written = machine.traffic().bytes_out + u64::from(machine.is_outgoing());
+            if machine.queued() == 0 && os.has_taken(stream, written) == Some(true) {
                 machine.handle_delivery(Some(0), now);
             }
         }

@@ -3,6 +3,8 @@
 //! Nothing else schedules a connection: [`Connections::wake`] queues its next turn, and
 //! [`Connections::arm`] sets the latest time for it.
 
+mod reserve;
+
 use std::collections::{TryReserveError, VecDeque};
 use std::sync::Arc;
 
@@ -192,14 +194,6 @@ impl<S> Connections<S> {
         }
     }
 
-    /// The cap was lowered, and more slots are taken.
-    pub(super) fn exceeds_cap(&self) -> bool {
-        match &self.share {
-            Some(share) => share.taken() > share.cap(),
-            None => self.taken() > self.cap,
-        }
-    }
-
     /// This server has clearly more connections than those that share the cap.
     pub(super) fn is_ahead(&self) -> bool {
         self.share.as_ref().is_some_and(CapShare::is_ahead)
@@ -275,39 +269,6 @@ impl<S> Connections<S> {
             return true;
         }
         self.claim()
-    }
-
-    /// Keeps a free slot for the clients of one listener. False if none is free.
-    pub(super) fn reserve(&mut self) -> bool {
-        let has_room = self.has_room();
-        let reserved = has_room && self.share.as_mut().is_none_or(CapShare::take);
-        self.reserved += usize::from(reserved);
-        reserved
-    }
-
-    /// Gives a reserved slot back.
-    pub(super) fn unreserve(&mut self) {
-        self.reserved = self.reserved.saturating_sub(1);
-        if let Some(share) = &mut self.share {
-            share.give_back();
-            share.offer();
-        }
-    }
-
-    /// As [`Connections::claim`], of a slot that is reserved for the client.
-    #[must_use = "the system may grant no memory"]
-    pub(super) fn claim_reserved(&mut self) -> bool {
-        if self.reserved == 0 || self.exceeds_cap() || !self.has_memory() {
-            return false;
-        }
-        self.reserved -= 1;
-        self.claimed += 1;
-        true
-    }
-
-    #[cfg(feature = "sim")]
-    pub(super) fn reserved(&self) -> usize {
-        self.reserved
     }
 
     pub(super) fn has_claim(&self) -> bool {

@@ -31,7 +31,7 @@ impl<L> Listener<L> {
 
     /// Number of free slots that it is to have beside its connections.
     fn wanted(&self) -> usize {
-        match self.is_open() {
+        match self.socket.is_some() {
             true => self.options.reserved.saturating_sub(self.connections),
             false => 0,
         }

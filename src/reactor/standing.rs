@@ -23,11 +23,22 @@ impl Standing {
     /// Its handshake timeout was extended by time in which the server was busy. Not twice: a
     /// handshake ends however busy the server is.
     const EXCUSED: u8 = 8;
+    /// Its socket comes from elsewhere: other code may have written to it.
+    const ADOPTED: u8 = 16;
 
     pub(super) fn of(state: State) -> Self {
         let mut standing = Self::default();
         standing.set_pending(state != State::Open);
         standing
+    }
+
+    /// Of a connection whose socket comes from elsewhere.
+    pub(super) fn adopted() -> Self {
+        Self(Self::ADOPTED)
+    }
+
+    pub(super) fn is_adopted(self) -> bool {
+        self.0 & Self::ADOPTED != 0
     }
 
     /// True if it counts among the pending connections.

@@ -543,8 +543,7 @@ impl Machine {
         // Promised output that is lost is the reason to report. The alert of a failed handshake is
         // no promise.
         let delivery = self.parts().ending.delivery;
-        let has_written = self.traffic.bytes_out > 0 || self.status.life.is_adopted();
-        let may_lose = delivery.may_lose(phase == Phase::Reset) && has_written;
+        let may_lose = delivery.may_lose(phase == Phase::Reset && self.traffic.bytes_out > 0);
         let drops_output = self.unsent_app_bytes() > 0 || (kernel_drops && may_lose);
         let lost = self.status.is_ending() && self.was_open() && drops_output;
         self.enter_closing(phase, pool);
