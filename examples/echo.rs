@@ -40,13 +40,25 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
 
     let mut config = Config::max_connections(options.max_connections);
     config.memory_limit = options.memory_limit;
+    let observer = options.observer()?;
+    if let Some((listen, _)) = &observer {
+        config.max_connections += listen.reserved; // on top of the clients
+    }
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app, _peer| Echo)?;
     let addr = server.control().listener(id)?.addr;
+    let observer = match observer {
+        Some((listen, observer)) => Some(server.listen_with(listen, observer)?),
+        None => None,
+    };
     // Before the address is printed: its reader may send a signal at once.
     let signalled = terminal::note_signals()?;
     terminal::say(&format!("listening on {addr} ({})", options.framing.name()));
     terminal::say(&format!("try:  {}", options.try_it(&addr)));
+    if let Some(id) = observer {
+        let addr = server.control().listener(id)?.addr;
+        terminal::say(&format!("observer on http://{addr}/"));
+    }
 
     // A signal interrupts the poll. One that comes between the question and the poll is seen within the second.
     while !signalled.load(Ordering::Relaxed) {

@@ -57,6 +57,7 @@
 //!
 //! What you observe: [`Stats`], [`Metrics`] with [`Histograms`], [`Tree`], [`RecentClose`] and
 //! [`Alarm`].
+#![cfg_attr(feature = "observer", doc = "In a browser: [`Observer`].")]
 //!
 //! What you read: [`manual`], the handbook on limits, the operating system, loops, TLS,
 //! testing, operating, and comparisons with other libraries.
@@ -110,6 +111,8 @@
 //! - `tls` (default): TLS through rustls. Without `aws-lc-rs` or `ring`, bring your own provider.
 //! - `aws-lc-rs` (default) or `ring`: the cryptography for `tls::server_config`.
 //! - `kv`: key-values in the records of the log.
+//! - `observer`: a page that shows a running server in a browser.
+//! - `serde`: `Serialize` for what you observe. The handbook lists the names (`manual::observer`).
 //! - `sim`: the simulator, for tests of your handlers.
 //! - `arbitrary`: scripts for the simulator, made by a fuzzer.
 
@@ -145,10 +148,14 @@ mod listener_info;
 mod logs;
 pub mod manual;
 mod metrics;
+#[cfg(feature = "observer")]
+mod observer;
 mod proto;
 mod reactor;
 mod reason;
 mod recent;
+#[cfg(feature = "serde")]
+mod serialize;
 mod server;
 mod shards;
 #[cfg(feature = "sim")]
@@ -174,6 +181,8 @@ pub use histogram::{Histogram, Histograms};
 pub use id::{AlarmId, ConnId, ListenerId, ListenerRef, TimerId, WatchId};
 pub use listener_info::{ListenerInfo, ListenerState};
 pub use metrics::Metrics;
+#[cfg(feature = "observer")]
+pub use observer::Observer;
 pub use proto::{
     Decoded, FrameBuf, FrameError, Framer, Framing, Payload, ProxyError, ProxyHeader, ProxySsl,
     ProxyTlvs, Rate, SendError, State, Traffic,

@@ -60,7 +60,7 @@ pub struct Stats {
     pub panics: u64,
     /// Iterations of the loop.
     pub iterations: u64,
-    closed: ClosedCounts,
+    pub(crate) closed: ClosedCounts,
 }
 
 impl Stats {

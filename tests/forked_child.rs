@@ -74,7 +74,9 @@ fn poll_until(server: &mut Server, done: impl Fn(&mut Server) -> bool) {
 }
 
 fn poll_until_open(server: &mut Server, count: u64) {
-    poll_until(server, |server| server.control().stats().open == count as _);
+    poll_until(server, |server| {
+        server.control().stats().open == count as usize
+    });
 }
 
 /// Calls `run` while a forked child lives that never uses its copies. The child ends in any case.

@@ -1,10 +1,14 @@
 //! The founding transcript, with real Erlang: echo, see the connection, kill it, read the report, go on serving.
 
+use std::io::Write;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Mutex;
 
-use kit::net::{connect, eventually, have, local, ping, spawn_echo, ChildProcess};
-use portcullis::{CloseReason, Config};
+use kit::net::{
+    connect, eventually, have, local, ping, read_to_end, spawn, tcp, ChildProcess, Echo, Running,
+};
+use portcullis::{CloseReason, Config, ConnId, Observer, Server};
 
 /// Keeps the server's warnings: what an operator sees.
 struct Reports(Mutex<Vec<String>>);
@@ -38,7 +42,8 @@ const TRANSCRIPT: &str = r#"
     after 60000 -> io:format("still open~n"), halt(1) end.
 "#;
 
-/// One session of the first server: echo, list, kill one, read the report, echo on.
+/// One session of the first server: echo, list, kill one, read the report, echo on. Twice: the observer's page kills as the handle
+/// does.
 #[test]
 fn echo_kill_report_and_the_others_live() {
     // Any argument but this one starts a shell that does not end.
@@ -48,9 +53,44 @@ fn echo_kill_report_and_the_others_live() {
     log::set_logger(&REPORTS).expect("the only logger");
     log::set_max_level(log::LevelFilter::Warn);
 
-    let server = spawn_echo(Config::new(), local());
+    let server = spawn(|| {
+        let mut server = Server::new(Config::new()).expect("server");
+        let echo = |_: &mut (), _| Echo;
+        server.listen(local(), echo).expect("listen");
+        let observer = Observer::new().allow_kill(TOKEN);
+        let listen = observer.listen("127.0.0.1:0").expect("loopback");
+        server.listen_with(listen, observer).expect("listen");
+        (server, ())
+    });
+    let page = tcp(&server.listeners[1].addr);
     let mut bystander = connect(server.addr());
     ping(&mut bystander, b"before");
+    session(&server, 1, |id| server.handle.kill(id).expect("it lives"));
+    session(&server, 2, |id| kill_by_page(page, id));
+
+    // The other connections are not disturbed, and new clients are served.
+    ping(&mut bystander, b"after");
+    ping(&mut connect(server.addr()), b"newcomer");
+}
+
+const TOKEN: &str = "0123456789abcdef";
+
+/// Kills a connection as the page does.
+fn kill_by_page(page: SocketAddr, id: ConnId) {
+    let mut browser = connect(page);
+    let text = format!("{id:#}");
+    let request = format!(
+        "POST /kill HTTP/1.1\r\nHost: {page}\r\nOrigin: http://{page}\r\nAuthorization: Bearer {TOKEN}\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    browser.write_all(request.as_bytes()).expect("sent");
+    let answer = read_to_end(&mut browser);
+    assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{answer:?}");
+}
+
+/// Erlang's session, whose connection is the `number`th that is killed.
+fn session(server: &Running, number: usize, kill: impl FnOnce(ConnId)) {
     let port = server.addr().port().to_string();
     let mut command = Command::new("erl");
     command.args(["-noshell", "-noinput", "-eval", TRANSCRIPT, "-extra", &port]);
@@ -70,25 +110,24 @@ fn echo_kill_report_and_the_others_live() {
         .expect("in the list");
     assert_eq!((theirs.traffic.frames_in, theirs.traffic.bytes_in), (1, 7));
     let id = theirs.id;
-    assert!(REPORTS.0.lock().expect("lock").is_empty());
-    server.handle.kill(id).expect("it lives");
+    assert_eq!(REPORTS.0.lock().expect("lock").len(), number - 1);
+    kill(id);
 
     assert_eq!(erlang.line(), "closed");
     let (status, output, log) = erlang.finish();
     assert!(status.success(), "{output} {log}");
     let stats = server.until("it is counted", |stats| {
-        stats.closed(CloseReason::Killed) == 1
+        stats.closed(CloseReason::Killed) == number as u64 && stats.open == 1
     });
     assert_eq!(stats.open, 1);
     assert!(!server.handle.is_live(id));
     eventually("there is a report", || {
-        !REPORTS.0.lock().expect("lock").is_empty()
+        REPORTS.0.lock().expect("lock").len() >= number
     });
     let reports = REPORTS.0.lock().expect("lock").clone();
+    assert_eq!(reports.len(), number, "{reports:?}");
+    let report = &reports[number - 1];
     // A supervisor's report has context, offender, peer, state and age.
-    let [report] = reports.as_slice() else {
-        panic!("{reports:?}")
-    };
     let peer = format!("from 127.0.0.1:{from}");
     for part in [
         "killed",
@@ -101,10 +140,6 @@ fn echo_kill_report_and_the_others_live() {
     ] {
         assert!(report.contains(part), "{part}: {report}");
     }
-
-    // The other connections are not disturbed, and new clients are served.
-    ping(&mut bystander, b"after");
-    ping(&mut connect(server.addr()), b"newcomer");
 }
 
 /// The same words to the example, as a newcomer would try it.

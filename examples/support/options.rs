@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
-use portcullis::{AccessRules, Addr, Listen, ProxyProtocol};
+use portcullis::{AccessRules, Addr, Listen, Observer, ProxyProtocol};
 
 #[path = "framing.rs"]
 pub mod framing;
@@ -89,6 +89,14 @@ pub struct Options {
     /// The most bytes that all clients together may make the server buffer; no limit but each client's own by default
     #[arg(long, value_name = "BYTES", value_parser = at_least_one, allow_negative_numbers = true)]
     pub memory_limit: Option<usize>,
+
+    /// Show the server on a page at this address, for a browser on this host
+    #[arg(long, value_name = "HOST:PORT")]
+    pub observer: Option<String>,
+
+    /// Let the page kill connections, for those who have this token of at least 16 bytes
+    #[arg(long, value_name = "TOKEN", requires = "observer")]
+    pub kill_token: Option<String>,
 
     /// How long a drain waits for clients to finish
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds, allow_negative_numbers = true)]
@@ -198,6 +206,19 @@ impl Options {
         listen.proxy_protocol = ProxyProtocol::Required;
         listen.trusted_proxies = Some(self.trusted.clone());
         listen
+    }
+
+    /// The observer and its listener, if the options say so.
+    pub fn observer(&self) -> portcullis::Result<Option<(Listen, Observer)>> {
+        let Some(addr) = &self.observer else {
+            return Ok(None);
+        };
+        let mut observer = Observer::new();
+        if let Some(token) = &self.kill_token {
+            observer = observer.allow_kill(token.as_str());
+        }
+        let listen = observer.listen(addr.as_str())?.name("observer");
+        Ok(Some((listen, observer)))
     }
 
     /// Makes the listener speak TLS if the options say so.

@@ -17,6 +17,8 @@ use crate::id::{AlarmId, ConnId, ListenerRef, TimerId, WatchId};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
 use crate::proto::Payload;
+#[cfg(feature = "observer")]
+use crate::proto::Time;
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
 use crate::tree::Tree;
@@ -34,9 +36,12 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn connections(&self) -> Vec<ConnInfo>;
     fn connections_page(&self, from: usize, limit: usize) -> (Vec<ConnInfo>, Option<usize>);
     fn tree(&self, limit: usize) -> Tree;
-    fn recent_closes(&self) -> Vec<RecentClose>;
+    fn recent_closes(&self, limit: usize) -> Vec<RecentClose>;
     fn histograms(&self) -> Histograms;
     fn metrics(&self) -> Metrics;
+    /// RLIMIT_NOFILE, where the system reports it.
+    #[cfg(feature = "observer")]
+    fn descriptor_limit(&self) -> Option<usize>;
     fn add_alarm(
         &mut self,
         alarm: Alarm,
@@ -207,7 +212,25 @@ impl<'a, A> Control<'a, A> {
 
     /// Returns the last closes, the latest first, up to [`Config::recent_closes`].
     pub fn recent_closes(&self) -> Vec<RecentClose> {
-        self.ops.recent_closes()
+        self.ops.recent_closes(usize::MAX)
+    }
+
+    /// Returns the last closes, up to `limit`, the latest first.
+    #[cfg(feature = "observer")]
+    pub(crate) fn last_closes(&self, limit: usize) -> Vec<RecentClose> {
+        self.ops.recent_closes(limit)
+    }
+
+    /// Returns RLIMIT_NOFILE, where the system reports it.
+    #[cfg(feature = "observer")]
+    pub(crate) fn descriptor_limit(&self) -> Option<usize> {
+        self.ops.descriptor_limit()
+    }
+
+    /// Reads the clock.
+    #[cfg(feature = "observer")]
+    pub(crate) fn now(&mut self) -> Time {
+        self.ops.now()
     }
 
     /// Returns every counter and measurement. [`Display`](fmt::Display) prints the text for

@@ -23,6 +23,14 @@
     doc = "| `testing` (feature `sim`) | tests of a handler: the simulator, faults, a fuzz target |"
 )]
 //! | [`brokers`], [`games`], [`databases`], [`gateways`] | a page for each kind of program: pattern, options, limits, figures |
+#![cfg_attr(
+    feature = "serde",
+    doc = "| [`observer`] | the page in a browser: paths, access, cost, names of the data |"
+)]
+#![cfg_attr(
+    not(feature = "serde"),
+    doc = "| `observer` (feature `observer`) | the page in a browser: paths, access, names |"
+)]
 //! | [`operating`] | logs, metrics, alarms, draining, restarts; each close reason |
 //! | [`performance`] | cost of a message and of each feature; settings for each goal |
 //! | [`comparisons`] | tokio, mio, message-io and Erlang: the same program on both sides |
@@ -62,6 +70,10 @@ pub mod databases {}
 
 #[doc = include_str!("gateways.md")]
 pub mod gateways {}
+
+#[cfg(feature = "serde")]
+#[doc = include_str!("observer.md")]
+pub mod observer {}
 
 #[doc = include_str!("operating.md")]
 pub mod operating {}

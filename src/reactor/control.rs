@@ -352,8 +352,14 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         }
     }
 
-    fn recent_closes(&self) -> Vec<RecentClose> {
-        self.core.history.recent_closes(self.core.os.now())
+    fn recent_closes(&self, limit: usize) -> Vec<RecentClose> {
+        let (history, now) = (&self.core.history, self.core.os.now());
+        history.recent_closes(now, limit)
+    }
+
+    #[cfg(feature = "observer")]
+    fn descriptor_limit(&self) -> Option<usize> {
+        self.core.os.descriptor_limit()
     }
 
     fn histograms(&self) -> Histograms {

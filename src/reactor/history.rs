@@ -81,9 +81,9 @@ impl History {
         self.closes.push(now, close);
     }
 
-    /// The last closes, the latest first.
-    pub(super) fn recent_closes(&self, now: Time) -> Vec<RecentClose> {
-        let latest_first = self.closes.ring.iter().rev();
+    /// The last closes, up to `limit`, the latest first.
+    pub(super) fn recent_closes(&self, now: Time, limit: usize) -> Vec<RecentClose> {
+        let latest_first = self.closes.ring.iter().rev().take(limit);
         latest_first
             .map(|(at, close)| RecentClose {
                 ago: now.since(*at),

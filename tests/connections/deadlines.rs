@@ -305,7 +305,7 @@ fn a_timer_dies_with_its_connection() {
     let second = come(&mut sim, addr);
     sim.send(second, &packet2(b"wait"));
     sim.advance(Duration::from_millis(299));
-    assert_eq!(timer_keys(&journal), []);
+    assert_eq!(timer_keys(&journal), [0_u8; 0]);
     sim.advance(Duration::from_secs(1));
     assert_eq!(timer_keys(&journal), [8]);
 }

@@ -1,6 +1,7 @@
 //! The examples, as programs.
 
 mod activation;
+mod browser;
 mod deploy;
 mod each;
 mod echo;
@@ -9,6 +10,7 @@ mod handover;
 mod login;
 mod metrics;
 mod mqtt;
+mod observer;
 mod proxy;
 mod redis;
 mod starttls;

@@ -3,6 +3,8 @@
 mod alarms;
 mod histograms;
 mod labels;
+mod observer_feed;
+mod observer_http;
 mod queries;
 mod recent_closes;
 mod stats;

@@ -184,7 +184,7 @@ fn so_many_are_kept_and_no_more() {
     sim.control()
         .reconfigure(|config| config.recent_closes = 0)
         .expect("none");
-    assert_eq!(visit(&mut sim, 5), []);
+    assert_eq!(visit(&mut sim, 5), Vec::<u64>::new());
     sim.control()
         .reconfigure(|config| config.recent_closes = 6)
         .expect("some");

@@ -162,6 +162,21 @@ fn only_the_front_door_and_the_shards_know_the_server() {
     });
 }
 
+/// The observer is a service as a user's: nothing below knows it, and it knows nothing that runs it.
+#[test]
+fn the_observer_is_a_user_of_the_server() {
+    no_file_names(&["crate::observer", "super::observer"], |name| {
+        name != "src/lib.rs" && !name.starts_with("src/observer")
+    });
+    no_file_names(
+        &["crate::reactor", "crate::server", "crate::shards"],
+        |name| name.starts_with("src/observer") || name == "src/serialize.rs",
+    );
+    no_file_names(&["serde_json", "httparse"], |name| {
+        !name.starts_with("src/observer/")
+    });
+}
+
 /// The public vocabulary imports nothing: every module may import it.
 #[test]
 fn the_vocabulary_imports_nothing_above_it() {

@@ -129,16 +129,13 @@ fn every_short_stream_in_every_cut() {
 fn zero_length_frames_are_frames() {
     assert_eq!(
         decode(&Framing::Packet1, 10, [&[0, 0, 0][..]]).0,
-        vec![vec![]; 3]
+        vec![b""; 3]
     );
     assert_eq!(
         decode(&Framing::Packet2, 10, [&[0, 0, 0][..]]),
-        (vec![vec![]], End::Rest(1))
+        (vec![Vec::new()], End::Rest(1))
     );
-    assert_eq!(
-        decode(&Framing::Packet4, 10, [&[0; 8][..]]).0,
-        vec![vec![]; 2]
-    );
+    assert_eq!(decode(&Framing::Packet4, 10, [&[0; 8][..]]).0, vec![b""; 2]);
     assert_eq!(decode(&Framing::Line, 10, [&b"\n\n"[..]]).0, vec![b"\n"; 2]);
 }
 

@@ -251,7 +251,7 @@ impl Raw {
     pub fn await_end(self) {
         let mut rest = Vec::new();
         (&*self.0).read_to_end(&mut rest).expect("an end");
-        assert_eq!(rest, []);
+        assert_eq!(rest, b"");
     }
 
     /// Sends a byte every 20 ms, until the broker ends the connection. Returns their number.
