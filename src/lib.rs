@@ -112,7 +112,8 @@
 //! - `aws-lc-rs` (default) or `ring`: the cryptography for `tls::server_config`.
 //! - `kv`: key-values in the records of the log.
 //! - `observer`: a page that shows a running server in a browser.
-//! - `serde`: `Serialize` for what you observe. The handbook lists the names (`manual::observer`).
+//! - `serde`: what you observe as data ([`manual`], `observer`); options to and from a file
+//!   (`operating`).
 //! - `sim`: the simulator, for tests of your handlers.
 //! - `arbitrary`: scripts for the simulator, made by a fuzzer.
 
@@ -154,6 +155,8 @@ mod proto;
 mod reactor;
 mod reason;
 mod recent;
+#[cfg(feature = "serde")]
+mod seconds;
 #[cfg(feature = "serde")]
 mod serialize;
 mod server;

@@ -25,9 +25,15 @@ use crate::proto::{ConnConfig, Framing};
 /// connect.retry = Some(Retry::new(5));
 /// ```
 #[derive(Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "serde",
+    serde(default = "Connect::packet2", deny_unknown_fields)
+)]
 #[must_use]
 #[non_exhaustive]
 pub struct Connect {
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) tls: Option<ClientTls>,
     /// How the stream is cut into frames.
     pub framing: Framing,
@@ -44,6 +50,7 @@ pub struct Connect {
     /// [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s. With
     /// `Duration::MAX` the kernel gives up, on Linux after two minutes
     /// (`net.ipv4.tcp_syn_retries`).
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     pub connect_timeout: Duration,
     /// Further attempts after a failed one. An attempt fails if there is no TCP (or Unix)
     /// connection. A later failure, as of the TLS handshake, is no reason for another attempt. A
@@ -169,10 +176,17 @@ impl fmt::Debug for Connect {
 /// # let _ = retry;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "serde",
+    serde(default = "Retry::forever", deny_unknown_fields)
+)]
 #[must_use]
 pub struct Retry {
     attempts: u32,
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     first_delay: Duration,
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     longest_delay: Duration,
     jitter: u8,
 }

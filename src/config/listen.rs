@@ -54,8 +54,8 @@ pub struct Listen {
     /// must answer while the server is full.
     ///
     /// Slots that are taken already are reserved when they become free; no connection is closed for
-    /// it. If they are all of the cap, other listeners get none. With [`Shards`](crate::Shards) each
-    /// shard reserves as many. Turn [`Listen::evict_silent`] off, or silent connections of this
+    /// it. If they are all of the cap, other listeners get none. With [`Shards`](crate::Shards)
+    /// each shard reserves as many. Turn [`Listen::evict_silent`] off, or silent connections of this
     /// listener are evicted for others all the same. Defaults to 0. *Live.*
     pub reserved: usize,
     /// Policy for clients that connect while a cap or an accept rate is reached. Defaults to
@@ -143,6 +143,11 @@ pub struct Listen {
 /// Both policies evict a connection first, if one can be evicted: see [`Listen::evict_silent`] and
 /// [`PendingLimits`](crate::PendingLimits).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "serde",
+    serde(rename_all = "snake_case", deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub enum AtCapacity {
     /// The client waits in the kernel's accept queue (the backlog) until it can be admitted. The
@@ -156,6 +161,7 @@ pub enum AtCapacity {
     /// does not take at once are lost.
     Refuse {
         /// Bytes sent before the close, at most 4 KiB; none if empty.
+        #[cfg_attr(feature = "serde", serde(with = "super::data::bytes"))]
         farewell: Vec<u8>,
     },
 }
@@ -163,6 +169,11 @@ pub enum AtCapacity {
 /// Whether peers begin with a header that names the client they forward: the PROXY protocol,
 /// version 1 or 2 (haproxy, `doc/proxy-protocol.txt`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "serde",
+    serde(rename_all = "snake_case", deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub enum ProxyProtocol {
     /// No header is expected. If a peer sends one, its bytes are input like any other.
@@ -194,6 +205,8 @@ pub enum ProxyProtocol {
 /// listen.source_limits.rate = Some(Rate::per_second(2).burst(10));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct SourceLimits {
     /// Maximum number of connections per second; `None` is no limit. Defaults to no limit. *Live.*
@@ -249,7 +262,7 @@ impl Listen {
     /// listen.socket.mode = Some(0o660);
     /// ```
     pub fn unix(path: impl AsRef<Path>, framing: Framing) -> Self {
-        Self::new(Ok(vec![UnixAddr::pathname(path.as_ref()).into()]), framing)
+        Self::at(vec![UnixAddr::pathname(path.as_ref()).into()], framing)
     }
 
     /// Listens on a Unix socket with a name in Linux's abstract namespace, which has neither files
@@ -257,10 +270,7 @@ impl Listen {
     /// [`Conn::credentials`](crate::Conn::credentials).
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub fn unix_abstract(name: impl AsRef<[u8]>, framing: Framing) -> Self {
-        Self::new(
-            Ok(vec![UnixAddr::abstract_name(name.as_ref()).into()]),
-            framing,
-        )
+        Self::at(vec![UnixAddr::abstract_name(name.as_ref()).into()], framing)
     }
 
     /// Takes over a socket that is listening already, TCP or Unix: inherited, or handed over by
@@ -289,9 +299,13 @@ impl Listen {
     /// # Ok(()) }
     /// ```
     pub fn adopted(socket: impl Into<OwnedFd>, framing: Framing) -> Self {
-        let mut listen = Self::new(Ok(Vec::new()), framing);
+        let mut listen = Self::at(Vec::new(), framing);
         listen.adopted = Some(Arc::new(socket.into()));
         listen
+    }
+
+    pub(super) fn at(addrs: Vec<Addr>, framing: Framing) -> Self {
+        Self::new(Ok(addrs), framing)
     }
 
     fn new(

@@ -4,6 +4,8 @@
 
 mod check;
 mod connect;
+#[cfg(feature = "serde")]
+mod data;
 mod listen;
 mod server;
 mod socket;

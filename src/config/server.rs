@@ -15,6 +15,8 @@ use crate::proto::{check_rates, Rate};
 /// config.budgets.accepts = 32;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[must_use]
 #[non_exhaustive]
 pub struct Config {
@@ -68,6 +70,7 @@ pub struct Config {
     /// (EMFILE, ENFILE, ENOBUFS, ENOMEM; `accept(2)`). They return earlier when the server closes a
     /// descriptor of its own. It is also the delay before a listener with another error is tried
     /// again. Defaults to 500 ms; at least 1 ms, at most a day.
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     pub emfile_backoff: Duration,
     /// Number of last closes kept for [`Control::recent_closes`](crate::Control::recent_closes), at
     /// most 65,536; 0 keeps none. Each takes about 200 bytes, and up to 256 for the text of its
@@ -92,6 +95,8 @@ impl Default for Config {
 
 /// Limits of the work in one iteration of the loop. Each is at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Budgets {
     /// Number of connections accepted per listener. A flood of connects then does not stop the open
@@ -138,6 +143,8 @@ impl Default for Budgets {
 /// refused. Frames and messages for connections that are not open yet, and messages of
 /// [`Conn::notify`](crate::Conn::notify), have the same limits once more, together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct QueueLimits {
     /// Maximum number of queued frames, messages and posted jobs. Kills, and methods that wait for
@@ -175,6 +182,8 @@ impl Default for QueueLimits {
 /// So peers that connect and send nothing (slow loris) cannot keep others out, and a crowd of
 /// honest clients is only slowed down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct PendingLimits {
     /// Maximum number of concurrent pending connections: a number, or a part of the cap. Not zero.
@@ -183,6 +192,7 @@ pub struct PendingLimits {
     pub connections: Quota,
     /// Time for which a connection cannot be evicted: from the beginning of its handshake, or from
     /// accept. Defaults to 1 s.
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     pub grace: Duration,
 }
 
@@ -197,6 +207,11 @@ impl Default for PendingLimits {
 
 /// A number, or a part of a limit: of the cap on connections, if the docs name no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "serde",
+    serde(rename_all = "snake_case", deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub enum Quota {
     /// A number.

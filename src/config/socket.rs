@@ -6,10 +6,14 @@ use crate::error::{Error, Result};
 
 /// TCP keepalive (`tcp(7)`): finds peers that vanished without a FIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct Keepalive {
     /// Idle time before the first probe (TCP_KEEPIDLE). Whole seconds, 1 to 32767.
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     pub time: Duration,
     /// Time between probes (TCP_KEEPINTVL). Whole seconds, 1 to 32767.
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     pub interval: Duration,
     /// Number of unanswered probes after which the connection ends (TCP_KEEPCNT), 1 to 127.
     pub retries: u32,
@@ -29,6 +33,8 @@ pub struct Keepalive {
 /// assert!(listen.socket.nodelay, "the default");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct SocketOptions {
     /// TCP_NODELAY: sends small frames at once. Defaults to true.

@@ -25,6 +25,8 @@ use crate::error::{Error, Result};
 /// connect.conn = listen.conn.clone();
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct ConnConfig {
     /// Maximum length of a received payload, in bytes, at least 1; a line counts its delimiter. A
@@ -39,16 +41,19 @@ pub struct ConnConfig {
     /// together. A handshake that `Conn::start_tls` begins has the same time, from the call on. If
     /// callbacks keep the server from its sockets for 5 ms or longer when the time ends, that time
     /// is added, once in each connection. Defaults to 10 s.
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     pub handshake_timeout: Duration,
     /// Maximum time in which an incomplete frame makes no progress. Received bytes extend the time
     /// by [`ConnConfig::min_rate`]. So a short frame must be complete within the timeout, and a
     /// long one must arrive at that rate. The time is paused while reading is paused. Defaults to
     /// 30 s.
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     pub frame_timeout: Duration,
     /// Maximum time without a byte from the peer, once the connection is open. The time is paused
     /// while reading is paused. It starts anew when callbacks end that input, or the opening, began
     /// and that worked for 5 ms or longer: the peer may have waited for their output. Defaults to
     /// 120 s.
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     pub idle_timeout: Duration,
     /// Maximum time in which the peer takes nothing of its pending output. Taken bytes extend the
     /// time by [`ConnConfig::min_rate`]. Defaults to 30 s.
@@ -60,6 +65,7 @@ pub struct ConnConfig {
     /// takes at most this timeout, the time of the output at the minimum rate, and twice
     /// [`ConnConfig::linger_timeout`].
     #[doc(alias = "slow consumer")]
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     pub write_timeout: Duration,
     /// Minimum rate of progress, in bytes per second: of pending output that the peer takes, and of
     /// an incomplete frame that it sends. Defaults to 500 (Apache's `mod_reqtimeout` has the same),
@@ -80,6 +86,7 @@ pub struct ConnConfig {
     /// pass. Only Linux and Apple's systems report them; elsewhere each input of the peer restarts
     /// the timeout, within the write timeout. Zero: the socket is closed right behind FIN, and a
     /// loss of output is not noticed.
+    #[cfg_attr(feature = "serde", serde(with = "crate::seconds"))]
     pub linger_timeout: Duration,
     /// Maximum number of input bytes that are discarded while the connection closes. Above it
     /// nothing more is read, and the linger ends once the peer's system has all output. Defaults to

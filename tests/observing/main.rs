@@ -5,6 +5,7 @@ mod histograms;
 mod labels;
 mod observer_feed;
 mod observer_http;
+mod options_data;
 mod queries;
 mod recent_closes;
 mod stats;
