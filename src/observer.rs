@@ -77,8 +77,8 @@ impl Observer {
     }
 
     /// Returns the options of a listener for this observer, at a TCP address. It has at most 16
-    /// connections, and tight timeouts for slow requests. Four slots of the server's cap are its own
-    /// ([`Listen::reserved`]), so that it answers while the server is full. You may change the
+    /// connections, and tight timeouts for slow requests. Four slots of the server's cap are its
+    /// own ([`Listen::reserved`]), so that it answers while the server is full. You may change the
     /// options, except for the framing.
     ///
     /// # Errors
@@ -114,8 +114,8 @@ impl Observer {
     }
 
     /// Allows one more name in the `Host` of a request, without a port: the name of a proxy, or of
-    /// this host. `localhost`, loopback addresses and the address of the connection itself are always
-    /// allowed.
+    /// this host. `localhost`, loopback addresses and the address of the connection itself are
+    /// always allowed.
     pub fn allow_host(mut self, name: impl Into<String>) -> Self {
         self.hosts.push(name.into());
         self
