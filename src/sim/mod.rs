@@ -63,6 +63,7 @@ mod input;
 mod kernel;
 mod os;
 mod poll;
+mod print;
 mod random;
 mod relay;
 mod remotes;
