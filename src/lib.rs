@@ -111,6 +111,7 @@
 //! - `aws-lc-rs` (default) or `ring`: the cryptography for `tls::server_config`.
 //! - `kv`: key-values in the records of the log.
 //! - `sim`: the simulator, for tests of your handlers.
+//! - `record`: `Server::recorded`, which records what the system calls return. With `sim`, replays.
 //! - `arbitrary`: scripts for the simulator, made by a fuzzer.
 
 #![forbid(unsafe_code)]
@@ -149,6 +150,8 @@ mod proto;
 mod reactor;
 mod reason;
 mod recent;
+#[cfg(feature = "record")]
+mod record;
 mod server;
 mod shards;
 #[cfg(feature = "sim")]
@@ -180,6 +183,8 @@ pub use proto::{
 };
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
+#[cfg(feature = "record")]
+pub use record::{Payloads, Recording};
 pub use server::{Server, Spawned, Turn};
 pub use shards::Shards;
 pub use stats::{DrainReport, Stats};

@@ -39,6 +39,7 @@ pub(super) fn finish_close<A, O: Os>(
         core.outbound.lose_socket(id);
     }
     let closed = conn.machine.take_closed();
+    core.os.note_end(closed.reason);
     let (listener, is_outgoing) = (conn.listener, conn.machine.is_outgoing());
     // For the service, if the handler has not been told.
     let incoming = (!was_open).then(|| Incoming {

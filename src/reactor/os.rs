@@ -12,6 +12,7 @@ use crate::handle::Wake;
 use crate::handler::Interest;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, Time};
+use crate::reason::CloseReason;
 
 /// Names the owner of an event, small enough for `epoll_data` on 32 bits too: 24 bits of slot, the
 /// rest generation.
@@ -265,6 +266,9 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
 
     /// Closes a stream, and sends what `end` says.
     fn close(&mut self, stream: Self::Stream, end: End);
+
+    /// A connection has ended for this reason: for recordings.
+    fn note_end(&mut self, _reason: CloseReason) {}
 }
 
 #[cfg(test)]
