@@ -140,9 +140,16 @@ pub(crate) fn clock_word(repeats: u64, span: u64) -> u64 {
     CLOCK | repeats << 4 | span << 12
 }
 
+/// The place of a stream's number in a word.
 #[inline]
-pub(crate) fn io_word(kind: u64, stream: u32, length: usize) -> u64 {
-    kind | (u64::from(stream) & TARGET_MASK) << 4 | (length as u64) << 32
+pub(crate) fn stream_bits(stream: u32) -> u64 {
+    (u64::from(stream) & TARGET_MASK) << 4
+}
+
+/// `place`: the kind, and the [`stream_bits`].
+#[inline]
+pub(crate) fn io_word(place: u64, length: usize) -> u64 {
+    place | (length as u64) << 32
 }
 
 #[inline]
@@ -408,7 +415,7 @@ mod tests {
             clock_parts(clock_word(255, LONG_SPAN - 1)),
             (255, LONG_SPAN - 1)
         );
-        let word = io_word(READ, 3, 65_536);
+        let word = io_word(READ | stream_bits(3), 65_536);
         assert_eq!((kind(word), target(word), length(word)), (READ, 3, 65_536));
         for token in [0, 1 << 54, usize::MAX] {
             let ready = [true, false, true];

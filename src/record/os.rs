@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::format::{event_word, poll_word, Call, READ, WRITE};
+use super::format::{event_word, poll_word, stream_bits, Call, READ, WRITE};
 use super::recorder::{Recorder, Value, SAVE_AFTER};
 use super::values::{put_addr, put_credentials};
 use super::Recording;
@@ -33,6 +33,8 @@ pub(crate) struct RecordingOs<O> {
 pub(crate) struct Recorded<T> {
     inner: T,
     number: u32,
+    /// The number as a record of reads and writes has it.
+    bits: u64,
     recorder: Option<Rc<Recorder>>,
 }
 
@@ -83,9 +85,11 @@ impl<O: StreamOps> RecordingOs<O> {
     }
 
     fn stream(&self, inner: O::Stream) -> Recorded<O::Stream> {
+        let number = self.recorder.as_ref().map_or(0, |to| to.new_stream());
         Recorded {
             inner,
-            number: self.recorder.as_ref().map_or(0, |to| to.new_stream()),
+            number,
+            bits: stream_bits(number),
             recorder: self.recorder.clone(),
         }
     }
@@ -96,6 +100,7 @@ impl<O: Os> RecordingOs<O> {
         Recorded {
             inner,
             number: self.recorder.as_ref().map_or(0, |to| to.new_listener()),
+            bits: 0,
             recorder: None,
         }
     }
@@ -177,16 +182,10 @@ impl<O: StreamOps> StreamOps for RecordingOs<O> {
 
     #[inline]
     fn large_frame(&self) -> usize {
-        let size = self.os.large_frame();
-        if let Some(recorder) = &self.recorder {
-            if recorder.large_frame.replace(size) != size {
-                recorder.call(Call::LargeFrame, 0, Value::Long(0, size as u64));
-            }
-        }
-        size
+        self.os.large_frame()
     }
 
-    #[inline]
+    #[inline(always)]
     fn now(&self) -> Time {
         let now = self.os.now();
         if let Some(recorder) = &self.recorder {
@@ -195,32 +194,45 @@ impl<O: StreamOps> StreamOps for RecordingOs<O> {
         now
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&mut self, stream: &mut Self::Stream, buffer: &mut [u8]) -> io::Result<usize> {
-        let result = self.os.read(&mut stream.inner, buffer);
-        if let Some(recorder) = &self.recorder {
-            match &result {
-                Ok(count) => {
-                    let read = buffer.get(..*count).unwrap_or_default();
-                    recorder.io(READ, stream.number, read);
+        match self.os.read(&mut stream.inner, buffer) {
+            Ok(count) => {
+                if let Some(recorder) = &self.recorder {
+                    let read = || buffer.get(..count).unwrap_or_default();
+                    recorder.io(READ | stream.bits, count, read);
                 }
-                Err(error) => recorder.failed(Call::Read, stream.number, error),
+                Ok(count)
+            }
+            Err(error) => {
+                if let Some(recorder) = &self.recorder {
+                    recorder.failed(Call::Read, stream.number, &error);
+                }
+                Err(error)
             }
         }
-        result
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize> {
-        let result = self.os.write(&mut stream.inner, bytes);
-        if let Some(recorder) = &self.recorder {
-            match &result {
-                Ok(count) if *count == bytes.len() => recorder.io(WRITE, stream.number, bytes),
-                Ok(count) => recorder.write(stream.number, [bytes].into_iter(), *count),
-                Err(error) => recorder.failed(Call::Write, stream.number, error),
+        match self.os.write(&mut stream.inner, bytes) {
+            Ok(count) => {
+                match &self.recorder {
+                    Some(recorder) if count == bytes.len() => {
+                        recorder.io(WRITE | stream.bits, count, || bytes);
+                    }
+                    Some(recorder) => recorder.write(stream.number, [bytes].into_iter(), count),
+                    None => {}
+                }
+                Ok(count)
+            }
+            Err(error) => {
+                if let Some(recorder) = &self.recorder {
+                    recorder.failed(Call::Write, stream.number, &error);
+                }
+                Err(error)
             }
         }
-        result
     }
 
     fn write_pieces(
@@ -285,6 +297,7 @@ impl<O: Os> Os for RecordingOs<O> {
             return self.os.poll(events, timeout);
         };
         recorder.save_in_time();
+        recorder.large_frame(self.os.large_frame());
         let before = events.len();
         let sleeps_long = timeout.is_none_or(|timeout| timeout > SAVE_AFTER);
         let mut result = if self.wakes && sleeps_long && recorder.is_unsaved() {
@@ -303,11 +316,11 @@ impl<O: Os> Os for RecordingOs<O> {
         let new = events.get(before..).unwrap_or_default();
         match &mut result {
             Ok(more) => {
-                recorder.push(poll_word(*more, new.len()));
-                for event in new {
+                let words = new.iter().map(|event| {
                     let ready = [event.readable, event.writable, event.closed];
-                    recorder.push(event_word(event.token.0, ready));
-                }
+                    event_word(event.token.0, ready)
+                });
+                recorder.push_all(poll_word(*more, new.len()), words);
             }
             Err(error) => recorder.failed(Call::Poll, 0, error),
         }

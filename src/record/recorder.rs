@@ -19,6 +19,9 @@ use crate::proto::Time;
 /// For how long records may be in memory alone.
 pub(super) const SAVE_AFTER: Duration = Duration::from_secs(1);
 
+/// Not a time: the next reading may need a record with a count of readings before.
+const REPEATED: u64 = u64::MAX >> 1;
+
 /// What a record of a call says beside the call.
 pub(super) enum Value<'a> {
     /// At most 24 bits.
@@ -29,14 +32,18 @@ pub(super) enum Value<'a> {
 
 /// Appends records. Fields of the hot path are cells, so that reading the clock needs no borrow.
 pub(super) struct Recorder {
-    block: Box<[Cell<u64>; WORDS]>,
+    block: [Cell<u64>; WORDS],
     /// The next free word of the block.
     at: Cell<usize>,
-    /// The last reading of the clock.
+    /// The last reading of the clock; [`REPEATED`] if it was the same as the one before.
     time: Cell<u64>,
-    /// Further readings with the same result, and where the block ended at the last of them.
-    repeats: Cell<(usize, u64)>,
-    pub(super) large_frame: Cell<usize>,
+    /// The last reading in that case.
+    repeated: Cell<u64>,
+    /// Where the block ended at the last reading with the same result.
+    repeats_at: Cell<usize>,
+    /// The number of such readings there.
+    repeats: Cell<u64>,
+    large_frame: Cell<usize>,
     payloads: Payloads,
     streams: Cell<u32>,
     listeners: Cell<u32>,
@@ -59,7 +66,8 @@ struct Ring {
     /// See [`BlockHeader::first`] and [`BlockHeader::time`].
     first: u64,
     time: u64,
-    bytes: Vec<u8>,
+    /// The block as it is written.
+    bytes: Box<[u8]>,
 }
 
 impl Recorder {
@@ -93,10 +101,12 @@ impl Recorder {
             Err(source) => return Err(Error::Recording { path, source }),
         };
         Ok(Self {
-            block: Box::new([const { Cell::new(0) }; WORDS]),
+            block: [const { Cell::new(0) }; WORDS],
             at: Cell::new(0),
             time: Cell::new(0),
-            repeats: Cell::new((usize::MAX, 0)),
+            repeated: Cell::new(0),
+            repeats_at: Cell::new(usize::MAX),
+            repeats: Cell::new(0),
             large_frame: Cell::new(large_frame),
             payloads,
             streams: Cell::new(0),
@@ -111,7 +121,7 @@ impl Recorder {
                 number: 0,
                 first: 0,
                 time: 0,
-                bytes: Vec::new(),
+                bytes: vec![0; BLOCK].into(),
             }),
         })
     }
@@ -139,6 +149,27 @@ impl Recorder {
         }
     }
 
+    /// Appends a record of a word and further words.
+    #[inline]
+    pub(super) fn push_all(&self, first: u64, rest: impl ExactSizeIterator<Item = u64>) {
+        let (at, count) = (self.at.get(), rest.len());
+        let room = self.block.get(at + 1..).and_then(|free| free.get(..count));
+        match (self.block.get(at), room) {
+            (Some(head), Some(free)) => {
+                head.set(first);
+                free.iter()
+                    .zip(rest)
+                    .for_each(|(place, word)| place.set(word));
+                self.at.set(at + 1 + count);
+            }
+            _ => {
+                self.push(first);
+                rest.for_each(|word| self.push_rest(word));
+                self.end_record();
+            }
+        }
+    }
+
     #[cold]
     #[inline(never)]
     fn push_behind(&self, word: u64) {
@@ -159,7 +190,7 @@ impl Recorder {
         let mut ring = self.ring.borrow_mut();
         if ring.first == NO_RECORD {
             ring.first = self.at.get() as u64;
-            ring.time = self.time.get();
+            ring.time = self.time();
         }
     }
 
@@ -168,37 +199,45 @@ impl Recorder {
     pub(super) fn clock(&self, now: Time) {
         let nanos = now.nanos();
         let span = nanos.wrapping_sub(self.time.get());
-        if span == 0 || span >= LONG_SPAN {
+        // A clock that stands or leaps, and `REPEATED`.
+        if span.wrapping_sub(1) >= LONG_SPAN {
             return self.unusual_clock(nanos);
         }
-        self.push(clock_word(self.take_repeats(), span));
+        self.push(clock_word(0, span));
         self.time.set(nanos);
     }
 
-    #[inline]
-    fn take_repeats(&self) -> u64 {
-        let (at, repeats) = self.repeats.get();
-        match at == self.at.get() {
-            true => repeats,
-            false => 0,
+    /// The last reading of the clock.
+    fn time(&self) -> u64 {
+        match self.time.get() {
+            REPEATED => self.repeated.get(),
+            time => time,
         }
     }
 
-    /// The clock stands, as it does in simulations; or it has leapt.
+    /// The clock has stood, as it does in simulations, or it has leapt.
     #[cold]
     #[inline(never)]
     fn unusual_clock(&self, nanos: u64) {
-        let repeats = self.take_repeats();
-        if nanos == self.time.get() && repeats < MAX_REPEATS {
-            return self.repeats.set((self.at.get(), repeats + 1));
+        let time = self.time();
+        let repeats = match self.repeats_at.get() == self.at.get() {
+            true => self.repeats.get(),
+            false => 0,
+        };
+        if nanos == time && repeats < MAX_REPEATS {
+            self.repeats_at.set(self.at.get());
+            self.repeats.set(repeats + 1);
+            self.repeated.set(time);
+            return self.time.set(REPEATED);
         }
-        if nanos == self.time.get() {
-            self.push(clock_word(repeats, 0));
+        let span = nanos.wrapping_sub(time);
+        if span < LONG_SPAN {
+            self.push(clock_word(repeats, span));
         } else {
             self.call(Call::Clock, 0, Value::Long(repeats, nanos));
-            self.time.set(nanos);
         }
-        self.repeats.set((usize::MAX, 0));
+        self.repeats_at.set(usize::MAX);
+        self.time.set(nanos);
     }
 
     /// A call with its successful result.
@@ -220,6 +259,7 @@ impl Recorder {
     }
 
     /// A call that failed.
+    #[cold]
     #[inline(never)]
     pub(super) fn failed(&self, call: Call, target: u32, error: &io::Error) {
         self.push(call_word(
@@ -230,13 +270,18 @@ impl Recorder {
         ));
     }
 
-    /// A read or write of `length` bytes, all that were to be written.
+    /// A read or a write of all of `bytes`. `place`: see [`stream_bits`](format::stream_bits).
     #[inline(always)]
-    pub(super) fn io(&self, kind: u64, stream: u32, bytes: &[u8]) {
-        self.push(io_word(kind, stream, bytes.len()));
+    pub(super) fn io<'a>(&self, place: u64, length: usize, bytes: impl FnOnce() -> &'a [u8]) {
+        self.push(io_word(place, length));
         if self.payloads != Payloads::Dropped {
-            self.payload([bytes], bytes.len());
+            self.keep(bytes());
         }
+    }
+
+    #[inline(never)]
+    fn keep(&self, bytes: &[u8]) {
+        self.payload([bytes], bytes.len());
     }
 
     /// A write of which the kernel took `taken` bytes.
@@ -249,7 +294,7 @@ impl Recorder {
     ) {
         let length: usize = pieces.clone().map(<[u8]>::len).sum();
         if taken == length {
-            self.push(io_word(format::WRITE, stream, length));
+            self.push(io_word(format::WRITE | format::stream_bits(stream), length));
         } else {
             self.push(call_word(Call::Write, stream, Form::Long, 0));
             // A write of 4 GiB is one that takes a part.
@@ -301,10 +346,18 @@ impl Recorder {
         let mut ring = self.ring.borrow_mut();
         ring.number += 1;
         ring.first = if within { NO_RECORD } else { 0 };
-        ring.time = self.time.get();
+        ring.time = self.time();
         self.at.set(0);
         self.saved.set(0);
-        self.repeats.set((usize::MAX, 0));
+        self.repeats_at.set(usize::MAX);
+    }
+
+    /// Before a poll: the size of large frames, which only simulations change.
+    #[inline]
+    pub(super) fn large_frame(&self, size: usize) {
+        if self.large_frame.replace(size) != size {
+            self.call(Call::LargeFrame, 0, Value::Long(0, size as u64));
+        }
     }
 
     /// Whether records are in memory alone.
@@ -316,7 +369,7 @@ impl Recorder {
     /// Writes the block if it was not written for some time.
     #[inline]
     pub(super) fn save_in_time(&self) {
-        let age = self.time.get().wrapping_sub(self.saved_at.get());
+        let age = self.time().wrapping_sub(self.saved_at.get());
         if age >= SAVE_AFTER.as_nanos() as u64 {
             self.save();
         }
@@ -326,7 +379,7 @@ impl Recorder {
     #[cold]
     pub(super) fn save(&self) {
         let at = self.at.get();
-        self.saved_at.set(self.time.get());
+        self.saved_at.set(self.time());
         if at == self.saved.replace(at) {
             return;
         }
@@ -344,12 +397,13 @@ impl Ring {
             self.file = None;
             return;
         }
-        self.bytes.clear();
-        self.bytes.resize(HEADER, 0);
+        let Some((head, content)) = self.bytes.split_first_chunk_mut::<HEADER>() else {
+            return;
+        };
         let mut sum = Checksum::new();
-        for word in words {
+        for (place, word) in content.chunks_exact_mut(WORD).zip(words) {
             sum.add(word.get());
-            self.bytes.extend_from_slice(&word.get().to_le_bytes());
+            place.copy_from_slice(&word.get().to_le_bytes());
         }
         let header = BlockHeader {
             number: self.number,
@@ -358,11 +412,11 @@ impl Ring {
             time: self.time,
         };
         let header = header.words(sum).map(u64::to_le_bytes);
-        if let Some(place) = self.bytes.get_mut(..HEADER) {
-            place.copy_from_slice(header.as_flattened());
-        }
+        head.copy_from_slice(header.as_flattened());
+        let used = HEADER + words.len() * WORD;
+        let bytes = self.bytes.get(..used).unwrap_or_default();
         let place = HEADER as u64 + self.number % self.blocks * BLOCK as u64;
-        if let Err(error) = file.write_all_at(&self.bytes, place) {
+        if let Err(error) = file.write_all_at(bytes, place) {
             logs::warning!(
                 target: logs::SERVER,
                 "the recording {} ends here, and the server goes on: {error}",

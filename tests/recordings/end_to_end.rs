@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::process::Command;
 use std::thread;
 
 use kit::net::{connect, spawn, Place};
@@ -101,6 +102,33 @@ fn a_bug_under_load_becomes_a_test() {
     let smallest = script.shrink(|script| try_play(script).is_err());
     let text = smallest.to_test("it_means_nothing", "play(&script);");
     assert_eq!(text.strip_prefix("#[test]\n"), Some(PRINTED), "{text}");
+
+    // The program does the same.
+    let program = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replay"));
+        let output = command
+            .arg(&path)
+            .args(arguments)
+            .output()
+            .expect("it runs");
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    let (is_played, said) = program(&["--handler", "mean"]);
+    assert!(
+        is_played && said.contains("1 connections ended: handler panicked"),
+        "{said}"
+    );
+    let (is_played, said) = program(&["--handler", "mended"]);
+    assert!(
+        !is_played && said.contains("the replay differs at record"),
+        "{said}"
+    );
+    let (is_reduced, said) = program(&["--handler", "mean", "--reduce"]);
+    let body = PRINTED.split_once('\n').map_or("", |(_, body)| body);
+    assert!(is_reduced && said.ends_with(body), "{said}");
 
     // The printed test fails.
     let failed = catch_unwind(AssertUnwindSafe(printed::run));

@@ -59,9 +59,22 @@ pub fn listen() -> Listen {
 ///
 /// A panic of the handler.
 pub fn try_play(script: &Script) -> Result<(), Violation> {
+    try_play_with(script, listen(), Mean::buggy)
+}
+
+/// Plays a script against handlers of any kind.
+///
+/// # Errors
+///
+/// A panic of a handler.
+pub fn try_play_with<H: Handler + 'static>(
+    script: &Script,
+    listen: Listen,
+    handler: impl Fn() -> H + 'static,
+) -> Result<(), Violation> {
     let mut sim = Sim::new(0, Config::new(), ());
     let addr = sim
-        .listen(listen(), |_: &mut (), _| Mean::buggy())
+        .listen(listen, move |_: &mut (), _| handler())
         .map_err(|error| Violation::new(error.to_string()))?;
     let unbroken = |sim: &mut Sim, _: &[_]| match sim.stats().panics {
         0 => Ok(()),
