@@ -86,8 +86,8 @@
 //! each time.
 //!
 //! - `portcullis::server`. Error: a shard that failed or panicked. Warn: a cap above the descriptor
-//!   limit, a waker that fails, no memory for more connections; the cap is reached, once per
-//!   episode. Info: end of the episode; begin and end of a drain.
+//!   limit, a waker that fails, no memory for more connections, a recording that cannot be written;
+//!   the cap is reached, once per episode. Info: end of the episode; begin and end of a drain.
 //! - `portcullis::listener`. Error: a lost listening socket. Warn: a listener that cannot accept or
 //!   be registered, once until it works again; a socket file that cannot be removed; a reached cap
 //!   of a listener, once per episode. Info: opened, changed, closed; a stale socket file was

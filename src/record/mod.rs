@@ -4,10 +4,11 @@
 //! |---|---|
 //! | `format` | words, blocks, checksums |
 //! | `recorder` | the file, and the block in memory |
-//! | `values` | results as bytes |
+//! | `values`, `note` | results as bytes, and as records |
 //! | `os` | the calls |
 
 pub(crate) mod format;
+mod note;
 mod os;
 mod recorder;
 pub(crate) mod values;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::format::{event_word, poll_word, stream_bits, Call, READ, WRITE};
+use super::note::{note, note_bytes, note_token, nothing, optional};
 use super::recorder::{Recorder, Value, SAVE_AFTER};
 use super::values::{put_addr, put_credentials};
 use super::Recording;
@@ -104,55 +105,6 @@ impl<O: Os> RecordingOs<O> {
             recorder: None,
         }
     }
-}
-
-/// Records the result of a call about `target`. `value` says what is kept of success.
-#[inline]
-fn note<T>(
-    recorder: &Option<Rc<Recorder>>,
-    call: Call,
-    target: u32,
-    result: &io::Result<T>,
-    value: impl FnOnce(&T) -> u64,
-) {
-    if let Some(recorder) = recorder {
-        match result {
-            Ok(result) => recorder.call(call, target, Value::Small(value(result))),
-            Err(error) => recorder.failed(call, target, error),
-        }
-    }
-}
-
-/// As [`note`], for values that are bytes.
-fn note_bytes<T>(
-    recorder: &Option<Rc<Recorder>>,
-    call: Call,
-    target: u32,
-    result: &io::Result<T>,
-    put: impl FnOnce(&T, &mut Vec<u8>),
-) {
-    if let Some(recorder) = recorder {
-        match result {
-            Ok(result) => {
-                let mut bytes = Vec::new();
-                put(result, &mut bytes);
-                recorder.call(call, target, Value::Bytes(&bytes));
-            }
-            Err(error) => recorder.failed(call, target, error),
-        }
-    }
-}
-
-/// A small number, or none.
-fn optional(number: Option<usize>) -> Value<'static> {
-    match number {
-        Some(number) => Value::Long(1, number as u64),
-        None => Value::Small(0),
-    }
-}
-
-fn nothing<T>(_: &T) -> u64 {
-    0
 }
 
 impl<S: Socket> Socket for Recorded<S> {
@@ -560,21 +512,5 @@ impl<O: Os> Os for RecordingOs<O> {
         note(&self.recorder, Call::Reason, 0, &Ok(reason), |reason| {
             *reason as u64
         });
-    }
-}
-
-/// As [`note`], with the token under which the poll knows the descriptor.
-fn note_token(
-    recorder: &Option<Rc<Recorder>>,
-    call: Call,
-    target: u32,
-    result: &io::Result<()>,
-    token: Token,
-) {
-    if let Some(recorder) = recorder {
-        match result {
-            Ok(()) => recorder.call(call, target, Value::Long(0, token.0 as u64)),
-            Err(error) => recorder.failed(call, target, error),
-        }
     }
 }

@@ -143,8 +143,8 @@ impl Op {
 
 impl Script {
     /// Returns the smallest script that can be found for which `fails` is still true, by leaving
-    /// out clients, then ops, then bytes: see [`shrink`]. Pieces that a client sends in a row become
-    /// one. Each try needs a world of its own.
+    /// out clients, then ops, then bytes: see [`shrink`]. Pieces that a client sends in a row
+    /// become one. Each try needs a world of its own.
     ///
     /// ```
     /// use portcullis::sim::{Op, Script, Sim, Violation};

@@ -68,8 +68,8 @@ impl Tape {
     /// A script does not repeat how slowly a client read, or which calls failed otherwise. An exact
     /// replay does ([`Replay`](super::Replay)).
     ///
-    /// [`Script::shrink`] reduces the script to what a failure needs, and [`Script::to_test`] prints
-    /// it.
+    /// [`Script::shrink`] reduces the script to what a failure needs, and [`Script::to_test`]
+    /// prints it.
     ///
     /// # Errors
     ///
