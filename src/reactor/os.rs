@@ -10,6 +10,8 @@ use crate::config::SocketOptions;
 use crate::detached::{self, SystemCalls};
 use crate::handle::Wake;
 use crate::handler::Interest;
+#[cfg(all(feature = "sim", feature = "record"))]
+use crate::id::ServerNumber;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, Time};
 use crate::reason::CloseReason;
@@ -48,6 +50,13 @@ impl Token {
     #[inline]
     pub(crate) fn of_conn(id: ConnId) -> Self {
         Self((id.generation() as usize) << INDEX_BITS | id.index() as usize)
+    }
+
+    /// The connection with this token, in its server.
+    #[cfg(all(feature = "sim", feature = "record"))]
+    pub(super) fn conn_of(self, server: ServerNumber) -> ConnId {
+        let generation = (self.0 >> INDEX_BITS) as u32 & ConnId::MAX_GENERATION;
+        ConnId::new(server, (self.0 & INDEX_MASK) as u32, generation)
     }
 
     /// Descriptors of the application that can be watched.
@@ -177,6 +186,16 @@ pub(crate) trait StreamOps {
     fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 }
 
+/// A command of a handle, as far as it can be written down.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Noted<'a> {
+    Drain(Duration),
+    Kill(ConnId),
+    Send(ConnId, &'a [u8]),
+    /// A job or a message.
+    Opaque,
+}
+
 /// The other system calls of a server. Only [`Os::poll`] blocks.
 pub(crate) trait Os: StreamOps<Stream: Socket> {
     type Listener;
@@ -269,6 +288,9 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
 
     /// A connection has ended for this reason: for recordings.
     fn note_end(&mut self, _reason: CloseReason) {}
+
+    /// A command of a handle is carried out now: for recordings.
+    fn note_command(&mut self, _command: Noted<'_>) {}
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! | [`POLL`] | 1 bit "more", 32 bits (from bit 32) count | as many [`EVENT`]s |
 //! | [`EVENT`] | 3 bits readiness, 57 bits token | |
 //! | [`READ`], [`WRITE`] | 28 bits stream, 32 bits length | the payload, if it is kept or hashed |
+//! | [`FRAME`] | 32 bits (from bit 32) length | the payload, if it is kept or hashed |
 //! | [`CALL`] | 28 bits target, 6 bits call, 2 bits [`Form`], 24 bits value | depends on the form |
 
 use std::io;
@@ -31,6 +32,8 @@ pub(crate) const EVENT: u64 = 3;
 pub(crate) const READ: u64 = 4;
 pub(crate) const WRITE: u64 = 5;
 pub(crate) const CALL: u64 = 6;
+/// The frame of the [`Call::Send`] before.
+pub(crate) const FRAME: u64 = 7;
 
 /// Spans of this length or longer need a record of their own.
 pub(crate) const LONG_SPAN: u64 = 1 << 52;
@@ -79,6 +82,14 @@ pub(crate) enum Call {
     LocalAddr,
     Credentials,
     Descriptor,
+    /// Commands of handles: a drain,
+    Drain,
+    /// a kill,
+    Kill,
+    /// a frame,
+    Send,
+    /// and what cannot be written down.
+    Job,
 }
 
 impl Call {
@@ -119,6 +130,10 @@ impl Call {
         Self::LocalAddr,
         Self::Credentials,
         Self::Descriptor,
+        Self::Drain,
+        Self::Kill,
+        Self::Send,
+        Self::Job,
     ];
 }
 

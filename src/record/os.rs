@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::format::{event_word, poll_word, stream_bits, Call, READ, WRITE};
+use super::format::{event_word, poll_word, stream_bits, Call, FRAME, READ, WRITE};
 use super::note::{note, note_bytes, note_token, nothing, optional};
 use super::recorder::{Recorder, Value, SAVE_AFTER};
 use super::values::{put_addr, put_credentials};
@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::handle::Wake;
 use crate::handler::Interest;
 use crate::proto::Time;
-use crate::reactor::os::{Connected, End, Event, Os, Socket, StreamOps, Token};
+use crate::reactor::os::{Connected, End, Event, Noted, Os, Socket, StreamOps, Token};
 use crate::reason::CloseReason;
 
 /// Another [`Os`], and where its results are recorded, if they are.
@@ -512,5 +512,24 @@ impl<O: Os> Os for RecordingOs<O> {
         note(&self.recorder, Call::Reason, 0, &Ok(reason), |reason| {
             *reason as u64
         });
+    }
+
+    fn note_command(&mut self, command: Noted<'_>) {
+        let Some(recorder) = &self.recorder else {
+            return;
+        };
+        let token = |id| Value::Long(0, Token::of_conn(id).0 as u64);
+        match command {
+            Noted::Drain(grace) => {
+                let nanos = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+                recorder.call(Call::Drain, 0, Value::Long(0, nanos));
+            }
+            Noted::Kill(id) => recorder.call(Call::Kill, 0, token(id)),
+            Noted::Send(id, frame) => {
+                recorder.call(Call::Send, 0, token(id));
+                recorder.io(FRAME, frame.len(), || frame);
+            }
+            Noted::Opaque => recorder.call(Call::Job, 0, Value::Small(0)),
+        }
     }
 }

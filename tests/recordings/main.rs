@@ -3,6 +3,7 @@
 mod damage;
 mod end_to_end;
 mod files;
+mod handles;
 mod replays;
 mod scripts;
 

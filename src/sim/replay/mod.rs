@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use os::ReplayOs;
-use player::Player;
+use player::{Command, Player};
 
 pub use player::Divergence;
 pub use tape::{Ending, Tape};
@@ -46,8 +46,8 @@ use crate::stats::Stats;
 ///
 /// What is no system call is not in the file, and must be repeated by the program: changes through
 /// [`Server::control`](crate::Server::control) between two iterations (see [`Replay::step`]). Or it
-/// makes the replay differ: commands of handles, clocks and random numbers of the application, TLS,
-/// detached connections.
+/// makes the replay differ: jobs and messages of handles, clocks and random numbers of the
+/// application, TLS, detached connections.
 ///
 /// An example is at [`Tape`].
 pub struct Replay<A = ()> {
@@ -148,12 +148,30 @@ impl<A> Replay<A> {
             }
             player.time()
         };
+        self.repeat_commands();
         // A recorded poll that failed ended the program, or its next iteration follows.
         let _ = self.reactor.iterate(&mut self.app, due, None);
         let player = self.player.borrow();
         match player.divergence() {
             Some(divergence) => Err(divergence.clone()),
             None => Ok(!player.is_over()),
+        }
+    }
+
+    /// Queues what handles have told the recorded server. A refusal is one for a connection that has
+    /// gone, as it had then.
+    fn repeat_commands(&self) {
+        let commands = self.player.borrow().commands();
+        if commands.is_empty() {
+            return;
+        }
+        let handle = self.reactor.handle();
+        for command in commands {
+            let _ = match command {
+                Command::Drain(grace) => handle.drain(grace),
+                Command::Kill(token) => handle.kill(self.reactor.id_of(token)),
+                Command::Send(token, frame) => handle.send(self.reactor.id_of(token), frame),
+            };
         }
     }
 

@@ -14,7 +14,7 @@ use crate::detached::{self, SystemCalls};
 use crate::handle::Wake;
 use crate::handler::Interest;
 use crate::proto::Time;
-use crate::reactor::os::{Connected, End, Event, Os, Socket, StreamOps, Token};
+use crate::reactor::os::{Connected, End, Event, Noted, Os, Socket, StreamOps, Token};
 use crate::reason::CloseReason;
 use crate::record::format::Call;
 use crate::record::values::Values;
@@ -287,5 +287,9 @@ impl Os for ReplayOs {
 
     fn note_end(&mut self, reason: CloseReason) {
         self.player().reason(reason as u64, reason.name());
+    }
+
+    fn note_command(&mut self, _: Noted<'_>) {
+        self.player().pass_command();
     }
 }

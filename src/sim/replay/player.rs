@@ -60,9 +60,15 @@ impl fmt::Display for Divergence {
 impl std::error::Error for Divergence {}
 
 const TLS: &str = "a TLS session has random keys and cannot be replayed: record in front of it";
-const WOKEN: &str =
-    "what other threads send through handles is not recorded, and a handle woke the server here";
+const JOBS: &str = "jobs and messages of handles are not recorded, and there were some before";
 const DETACHED: &str = "what a detached connection's thread does is not recorded";
+
+/// A command of a handle.
+pub(super) enum Command {
+    Drain(Duration),
+    Kill(Token),
+    Send(Token, Vec<u8>),
+}
 
 /// Whether the replay goes on.
 #[derive(Debug)]
@@ -83,8 +89,8 @@ pub(super) struct Player {
     descriptor_limit: Option<usize>,
     /// Number of bytes that each connection has sent, where input is made.
     sent: BTreeMap<u32, u64>,
-    /// The waker was reported by the last poll.
-    woken: bool,
+    /// A handle's job or message was carried out.
+    had_jobs: bool,
     stop: Option<Stop>,
 }
 
@@ -101,7 +107,7 @@ impl Player {
             large_frame: crate::reactor::os::LARGE_FRAME,
             descriptor_limit: None,
             sent: BTreeMap::new(),
-            woken: false,
+            had_jobs: false,
             stop: None,
             tape,
         }
@@ -161,6 +167,40 @@ impl Player {
         self.time()
     }
 
+    /// The commands of handles in the iteration that begins with the next record.
+    pub(super) fn commands(&self) -> Vec<Command> {
+        let mut commands = Vec::new();
+        let (mut at, mut begun) = (self.at, false);
+        while let Some(record) = self.tape.record(at) {
+            at = record.end;
+            match record.what {
+                What::Poll(..) | What::Call(Call::Poll, ..) if begun => break,
+                What::Poll(..) | What::Call(Call::Poll, ..) => begun = true,
+                What::Call(Call::Drain, _, Ok(answer)) => {
+                    commands.push(Command::Drain(Duration::from_nanos(answer.long())));
+                }
+                What::Call(Call::Kill, _, Ok(answer)) => {
+                    commands.push(Command::Kill(Token(answer.long() as usize)));
+                }
+                What::Call(Call::Send, _, Ok(answer)) => {
+                    let token = Token(answer.long() as usize);
+                    commands.push(Command::Send(token, Vec::new()));
+                }
+                What::Frame(length, kept) => {
+                    if let Some(Command::Send(_, frame)) = commands.last_mut() {
+                        *frame = match kept {
+                            Kept::Bytes(words) => bytes_of(words, length),
+                            // As long, at least.
+                            Kept::Hash(_) | Kept::Nothing => vec![0; length],
+                        };
+                    }
+                }
+                _ => {}
+            }
+        }
+        commands
+    }
+
     /// Goes to the next record that is no mere query, and keeps the answers on the way.
     pub(super) fn skip_queries(&mut self) {
         while let Some(record) = self.tape.record(self.at) {
@@ -172,6 +212,9 @@ impl Player {
                 What::Call(Call::DescriptorLimit, _, Ok(answer)) => {
                     self.descriptor_limit = limit(answer);
                 }
+                // The iteration has got them at its start.
+                What::Call(Call::Drain | Call::Kill | Call::Send, ..) | What::Frame(..) => {}
+                What::Call(Call::Job, ..) => self.had_jobs = true,
                 _ => return,
             }
             let end = record.end;
@@ -218,7 +261,7 @@ impl Player {
         };
         let hint = match &record.what {
             What::Io(io) if io.is_write && is_tls(io) => Some(TLS),
-            _ if self.woken => Some(WOKEN),
+            _ if self.had_jobs => Some(JOBS),
             _ => None,
         };
         let divergence = Divergence {
@@ -298,7 +341,6 @@ impl Player {
                 return None;
             }
         };
-        self.woken = events.iter().any(|event| event.token == Token::WAKER);
         self.step(end);
         Some(answer)
     }
@@ -397,6 +439,27 @@ impl Player {
             |answer| answer.small() == number,
             || format!("end of a connection: {name}"),
         );
+    }
+
+    /// A handle's command is carried out: readings of the clock from now on are those behind it.
+    pub(super) fn pass_command(&mut self) {
+        let Some(record) = self.tape.record(self.at) else {
+            return;
+        };
+        match record.what {
+            What::Call(Call::Drain | Call::Kill | Call::Send, ..) => {}
+            What::Call(Call::Job, ..) => self.had_jobs = true,
+            _ => return,
+        }
+        let end = record.end;
+        self.step(end);
+        if let Some(Record {
+            end,
+            what: What::Frame(..),
+        }) = self.tape.record(self.at)
+        {
+            self.step(end);
+        }
     }
 
     /// A connection leaves the loop: the recording has nothing more of it.

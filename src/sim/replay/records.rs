@@ -7,7 +7,7 @@ use crate::reactor::os::Token;
 use crate::reason::CloseReason;
 use crate::record::format::{
     call_parts, clock_parts, error_of, event_parts, has_more, kind, length, target, words_for,
-    Call, Form, CALL, CLOCK, EVENT, POLL, READ, WORD, WRITE,
+    Call, Form, CALL, CLOCK, EVENT, FRAME, POLL, READ, WORD, WRITE,
 };
 use crate::record::values::Values;
 use crate::record::Payloads;
@@ -30,6 +30,8 @@ pub(super) enum What<'a> {
     /// Whether more events may be pending, and the words of these.
     Poll(bool, &'a [u64]),
     Io(Io<'a>),
+    /// The frame of a handle's command: its length.
+    Frame(usize, Kept<'a>),
     Call(Call, u32, Result<Answer<'a>, u64>),
 }
 
@@ -132,6 +134,10 @@ pub(super) fn record_at(words: &[u64], at: usize, payloads: Payloads) -> Option<
             };
             (used, What::Io(io))
         }
+        FRAME => {
+            let (used, payload) = payload(rest, length(word), payloads)?;
+            (used, What::Frame(length(word), payload))
+        }
         CALL => call(word, rest, payloads)?,
         _ => return None,
     };
@@ -141,7 +147,7 @@ pub(super) fn record_at(words: &[u64], at: usize, payloads: Payloads) -> Option<
 
 /// Whether a record may begin with this word.
 pub(super) fn is_record(word: u64) -> bool {
-    matches!(kind(word), CLOCK | POLL | READ | WRITE | CALL)
+    matches!(kind(word), CLOCK | POLL | READ | WRITE | CALL | FRAME)
 }
 
 fn payload(rest: &[u64], length: usize, payloads: Payloads) -> Option<(usize, Kept<'_>)> {
@@ -193,7 +199,7 @@ impl Record<'_> {
     /// The connection that it is about.
     pub(super) fn connection(&self) -> Option<u32> {
         match &self.what {
-            What::Clock(..) | What::Poll(..) => None,
+            What::Clock(..) | What::Poll(..) | What::Frame(..) => None,
             What::Io(io) => Some(io.stream),
             What::Call(call, target, answer) => match call {
                 Call::Accept | Call::Connect | Call::AdoptStream => {
@@ -262,6 +268,10 @@ impl Call {
             Self::LocalAddr => "query of the local address",
             Self::Credentials => "query of credentials",
             Self::Descriptor => "query of the descriptor",
+            Self::Drain => "drain by a handle",
+            Self::Kill => "kill by a handle",
+            Self::Send => "frame from a handle",
+            Self::Job => "job or message of a handle",
         }
     }
 }
@@ -286,6 +296,7 @@ impl fmt::Display for Record<'_> {
                 f.write_str(if *more { ", perhaps more" } else { "" })
             }
             What::Io(io) => write_io(f, io),
+            What::Frame(length, _) => write!(f, "frame of {length} bytes"),
             What::Call(Call::Reason, _, Ok(answer)) => {
                 let reason = CloseReason::ALL.get(answer.small() as usize);
                 let reason = reason.map_or("unknown", |reason| reason.name());
