@@ -4,6 +4,8 @@ mod damage;
 mod end_to_end;
 mod files;
 mod handles;
+mod outgoing;
+mod real;
 mod replays;
 mod scripts;
 
