@@ -157,8 +157,13 @@ pub(crate) fn clock_word(repeats: u64, span: u64) -> u64 {
 
 /// The place of a stream's number in a word.
 #[inline]
-pub(crate) fn stream_bits(stream: u32) -> u64 {
-    (u64::from(stream) & TARGET_MASK) << 4
+pub(crate) fn stream_bits(stream: u32) -> u32 {
+    stream << 4
+}
+
+/// The number of which these are the [`stream_bits`].
+pub(crate) fn stream_number(bits: u32) -> u32 {
+    bits >> 4
 }
 
 /// `place`: the kind, and the [`stream_bits`].
@@ -430,7 +435,7 @@ mod tests {
             clock_parts(clock_word(255, LONG_SPAN - 1)),
             (255, LONG_SPAN - 1)
         );
-        let word = io_word(READ | stream_bits(3), 65_536);
+        let word = io_word(READ | u64::from(stream_bits(3)), 65_536);
         assert_eq!((kind(word), target(word), length(word)), (READ, 3, 65_536));
         for token in [0, 1 << 54, usize::MAX] {
             let ready = [true, false, true];

@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::format::{event_word, poll_word, stream_bits, Call, FRAME, READ, WRITE};
+use super::format::{event_word, poll_word, stream_bits, stream_number, Call, FRAME, READ, WRITE};
 use super::note::{note, note_bytes, note_token, nothing, optional};
 use super::recorder::{Recorder, Value, SAVE_AFTER};
 use super::values::{put_addr, put_credentials};
@@ -33,10 +33,15 @@ pub(crate) struct RecordingOs<O> {
 /// A stream or a listener with its number in the file.
 pub(crate) struct Recorded<T> {
     inner: T,
-    number: u32,
-    /// The number as a record of reads and writes has it.
-    bits: u64,
+    /// The number as records of reads and writes have it: see [`stream_bits`].
+    bits: u32,
     recorder: Option<Rc<Recorder>>,
+}
+
+impl<T> Recorded<T> {
+    fn number(&self) -> u32 {
+        stream_number(self.bits)
+    }
 }
 
 impl<T> Deref for Recorded<T> {
@@ -86,11 +91,9 @@ impl<O: StreamOps> RecordingOs<O> {
     }
 
     fn stream(&self, inner: O::Stream) -> Recorded<O::Stream> {
-        let number = self.recorder.as_ref().map_or(0, |to| to.new_stream());
         Recorded {
             inner,
-            number,
-            bits: stream_bits(number),
+            bits: stream_bits(self.recorder.as_ref().map_or(0, |to| to.new_stream())),
             recorder: self.recorder.clone(),
         }
     }
@@ -100,8 +103,7 @@ impl<O: Os> RecordingOs<O> {
     fn listener(&self, inner: O::Listener) -> Recorded<O::Listener> {
         Recorded {
             inner,
-            number: self.recorder.as_ref().map_or(0, |to| to.new_listener()),
-            bits: 0,
+            bits: stream_bits(self.recorder.as_ref().map_or(0, |to| to.new_listener())),
             recorder: None,
         }
     }
@@ -111,20 +113,32 @@ impl<S: Socket> Socket for Recorded<S> {
     fn local_addr(&self) -> io::Result<Addr> {
         let addr = self.inner.local_addr();
         let put = |addr: &Addr, bytes: &mut Vec<u8>| put_addr(bytes, addr);
-        note_bytes(&self.recorder, Call::LocalAddr, self.number, &addr, put);
+        note_bytes(&self.recorder, Call::LocalAddr, self.number(), &addr, put);
         addr
     }
 
     fn credentials(&self) -> io::Result<Credentials> {
         let known = self.inner.credentials();
         let put = |known: &Credentials, bytes: &mut Vec<u8>| put_credentials(bytes, known);
-        note_bytes(&self.recorder, Call::Credentials, self.number, &known, put);
+        note_bytes(
+            &self.recorder,
+            Call::Credentials,
+            self.number(),
+            &known,
+            put,
+        );
         known
     }
 
     fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         let fd = self.inner.fd();
-        note(&self.recorder, Call::Descriptor, self.number, &fd, nothing);
+        note(
+            &self.recorder,
+            Call::Descriptor,
+            self.number(),
+            &fd,
+            nothing,
+        );
         fd
     }
 }
@@ -152,13 +166,13 @@ impl<O: StreamOps> StreamOps for RecordingOs<O> {
             Ok(count) => {
                 if let Some(recorder) = &self.recorder {
                     let read = || buffer.get(..count).unwrap_or_default();
-                    recorder.io(READ | stream.bits, count, read);
+                    recorder.io(READ | u64::from(stream.bits), count, read);
                 }
                 Ok(count)
             }
             Err(error) => {
                 if let Some(recorder) = &self.recorder {
-                    recorder.failed(Call::Read, stream.number, &error);
+                    recorder.failed(Call::Read, stream.number(), &error);
                 }
                 Err(error)
             }
@@ -171,16 +185,16 @@ impl<O: StreamOps> StreamOps for RecordingOs<O> {
             Ok(count) => {
                 match &self.recorder {
                     Some(recorder) if count == bytes.len() => {
-                        recorder.io(WRITE | stream.bits, count, || bytes);
+                        recorder.io(WRITE | u64::from(stream.bits), count, || bytes);
                     }
-                    Some(recorder) => recorder.write(stream.number, [bytes].into_iter(), count),
+                    Some(recorder) => recorder.write(stream.number(), [bytes].into_iter(), count),
                     None => {}
                 }
                 Ok(count)
             }
             Err(error) => {
                 if let Some(recorder) = &self.recorder {
-                    recorder.failed(Call::Write, stream.number, &error);
+                    recorder.failed(Call::Write, stream.number(), &error);
                 }
                 Err(error)
             }
@@ -196,8 +210,8 @@ impl<O: StreamOps> StreamOps for RecordingOs<O> {
         if let Some(recorder) = &self.recorder {
             let pieces = pieces.iter().map(|piece| &**piece);
             match &result {
-                Ok(count) => recorder.write(stream.number, pieces, *count),
-                Err(error) => recorder.failed(Call::Write, stream.number, error),
+                Ok(count) => recorder.write(stream.number(), pieces, *count),
+                Err(error) => recorder.failed(Call::Write, stream.number(), error),
             }
         }
         result
@@ -206,7 +220,7 @@ impl<O: StreamOps> StreamOps for RecordingOs<O> {
     fn unsent(&mut self, stream: &mut Self::Stream) -> Option<usize> {
         let unsent = self.os.unsent(&mut stream.inner);
         if let Some(recorder) = &self.recorder {
-            recorder.call(Call::Unsent, stream.number, optional(unsent));
+            recorder.call(Call::Unsent, stream.number(), optional(unsent));
         }
         unsent
     }
@@ -215,7 +229,7 @@ impl<O: StreamOps> StreamOps for RecordingOs<O> {
         let taken = self.os.has_taken(&mut stream.inner, written);
         if let Some(recorder) = &self.recorder {
             let taken = taken.map_or(2, u64::from);
-            recorder.call(Call::HasTaken, stream.number, Value::Small(taken));
+            recorder.call(Call::HasTaken, stream.number(), Value::Small(taken));
         }
         taken
     }
@@ -225,7 +239,7 @@ impl<O: StreamOps> StreamOps for RecordingOs<O> {
         note(
             &self.recorder,
             Call::Shutdown,
-            stream.number,
+            stream.number(),
             &result,
             nothing,
         );
@@ -292,7 +306,7 @@ impl<O: Os> Os for RecordingOs<O> {
         let listener = self.os.listen(addr, name, options);
         let listener = listener.map(|listener| self.listener(listener));
         note(&self.recorder, Call::Listen, 0, &listener, |new| {
-            new.number.into()
+            new.number().into()
         });
         listener
     }
@@ -301,7 +315,7 @@ impl<O: Os> Os for RecordingOs<O> {
         let listener = self.os.adopt_listener(socket);
         let listener = listener.map(|listener| self.listener(listener));
         note(&self.recorder, Call::AdoptListener, 0, &listener, |new| {
-            new.number.into()
+            new.number().into()
         });
         listener
     }
@@ -311,7 +325,7 @@ impl<O: Os> Os for RecordingOs<O> {
         note(
             &self.recorder,
             Call::ShareListener,
-            listener.number,
+            listener.number(),
             &shared,
             nothing,
         );
@@ -324,7 +338,7 @@ impl<O: Os> Os for RecordingOs<O> {
         note_bytes(
             &self.recorder,
             Call::ListenerAddr,
-            listener.number,
+            listener.number(),
             &addr,
             put,
         );
@@ -336,7 +350,7 @@ impl<O: Os> Os for RecordingOs<O> {
         note(
             &self.recorder,
             Call::RegisterListener,
-            listener.number,
+            listener.number(),
             &result,
             nothing,
         );
@@ -348,7 +362,7 @@ impl<O: Os> Os for RecordingOs<O> {
         note(
             &self.recorder,
             Call::DeregisterListener,
-            listener.number,
+            listener.number(),
             &result,
             nothing,
         );
@@ -359,7 +373,7 @@ impl<O: Os> Os for RecordingOs<O> {
         note(
             &self.recorder,
             Call::CloseListener,
-            listener.number,
+            listener.number(),
             &Ok(()),
             nothing,
         );
@@ -370,13 +384,13 @@ impl<O: Os> Os for RecordingOs<O> {
         let accepted = self.os.accept(&mut listener.inner);
         let accepted = accepted.map(|(stream, addr)| (self.stream(stream), addr));
         let put = |(stream, addr): &(Self::Stream, Addr), bytes: &mut Vec<u8>| {
-            bytes.extend(stream.number.to_le_bytes());
+            bytes.extend(stream.number().to_le_bytes());
             put_addr(bytes, addr);
         };
         note_bytes(
             &self.recorder,
             Call::Accept,
-            listener.number,
+            listener.number(),
             &accepted,
             put,
         );
@@ -385,7 +399,7 @@ impl<O: Os> Os for RecordingOs<O> {
 
     fn has_client(&mut self, listener: &mut Self::Listener) -> bool {
         let has_client = self.os.has_client(&mut listener.inner);
-        let number = listener.number;
+        let number = listener.number();
         note(
             &self.recorder,
             Call::HasClient,
@@ -405,7 +419,7 @@ impl<O: Os> Os for RecordingOs<O> {
         let begun = self.os.connect(addr, bind, options);
         let begun = begun.map(|(stream, connected)| (self.stream(stream), connected));
         let put = |(stream, connected): &(Self::Stream, bool), bytes: &mut Vec<u8>| {
-            bytes.extend(stream.number.to_le_bytes());
+            bytes.extend(stream.number().to_le_bytes());
             bytes.push(u8::from(*connected));
             put_addr(bytes, addr);
         };
@@ -421,7 +435,7 @@ impl<O: Os> Os for RecordingOs<O> {
         let adopted = self.os.adopt_stream(socket, options);
         let adopted = adopted.map(|(stream, addr)| (self.stream(stream), addr));
         let put = |(stream, addr): &(Self::Stream, Addr), bytes: &mut Vec<u8>| {
-            bytes.extend(stream.number.to_le_bytes());
+            bytes.extend(stream.number().to_le_bytes());
             put_addr(bytes, addr);
         };
         note_bytes(&self.recorder, Call::AdoptStream, 0, &adopted, put);
@@ -433,7 +447,7 @@ impl<O: Os> Os for RecordingOs<O> {
         note(
             &self.recorder,
             Call::Connected,
-            stream.number,
+            stream.number(),
             &state,
             |state| match state {
                 Connected::NotYet => 0,
@@ -457,7 +471,7 @@ impl<O: Os> Os for RecordingOs<O> {
         note_token(
             &self.recorder,
             Call::RegisterStream,
-            stream.number,
+            stream.number(),
             &result,
             token,
         );
@@ -482,14 +496,18 @@ impl<O: Os> Os for RecordingOs<O> {
 
     fn peek(&mut self, stream: &mut Self::Stream) -> io::Result<usize> {
         let count = self.os.peek(&mut stream.inner);
-        note(&self.recorder, Call::Peek, stream.number, &count, |count| {
-            *count as u64
-        });
+        note(
+            &self.recorder,
+            Call::Peek,
+            stream.number(),
+            &count,
+            |count| *count as u64,
+        );
         count
     }
 
     fn release(&mut self, stream: Self::Stream) -> io::Result<(OwnedFd, SystemCalls)> {
-        let number = stream.number;
+        let number = stream.number();
         let released = self.os.release(stream.inner);
         note(&self.recorder, Call::Release, number, &released, nothing);
         released
@@ -501,7 +519,7 @@ impl<O: Os> Os for RecordingOs<O> {
     }
 
     fn close(&mut self, stream: Self::Stream, end: End) {
-        let number = stream.number;
+        let number = stream.number();
         note(&self.recorder, Call::Close, number, &Ok(end), |end| {
             *end as u64
         });

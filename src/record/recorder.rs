@@ -294,7 +294,10 @@ impl Recorder {
     ) {
         let length: usize = pieces.clone().map(<[u8]>::len).sum();
         if taken == length {
-            self.push(io_word(format::WRITE | format::stream_bits(stream), length));
+            self.push(io_word(
+                format::WRITE | u64::from(format::stream_bits(stream)),
+                length,
+            ));
         } else {
             self.push(call_word(Call::Write, stream, Form::Long, 0));
             // A write of 4 GiB is one that takes a part.
