@@ -283,6 +283,21 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
         let _ = socket.cut_off();
     }
 
+    /// As [`Socket::local_addr`].
+    fn local_addr(&self, stream: &Self::Stream) -> io::Result<Addr> {
+        stream.local_addr()
+    }
+
+    /// As [`Socket::credentials`].
+    fn credentials(&self, stream: &Self::Stream) -> io::Result<Credentials> {
+        stream.credentials()
+    }
+
+    /// As [`Socket::fd`].
+    fn fd<'a>(&self, stream: &'a Self::Stream) -> io::Result<BorrowedFd<'a>> {
+        stream.fd()
+    }
+
     /// Closes a stream, and sends what `end` says.
     fn close(&mut self, stream: Self::Stream, end: End);
 

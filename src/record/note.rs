@@ -1,7 +1,6 @@
 //! The result of a call as a record.
 
 use std::io;
-use std::rc::Rc;
 
 use super::format::Call;
 use super::recorder::{Recorder, Value};
@@ -10,7 +9,7 @@ use crate::reactor::os::Token;
 /// Records the result of a call about `target`. `value` says what is kept of success.
 #[inline]
 pub(super) fn note<T>(
-    recorder: &Option<Rc<Recorder>>,
+    recorder: &Option<Box<Recorder>>,
     call: Call,
     target: u32,
     result: &io::Result<T>,
@@ -26,7 +25,7 @@ pub(super) fn note<T>(
 
 /// As [`note`], for values that are bytes.
 pub(super) fn note_bytes<T>(
-    recorder: &Option<Rc<Recorder>>,
+    recorder: &Option<Box<Recorder>>,
     call: Call,
     target: u32,
     result: &io::Result<T>,
@@ -58,7 +57,7 @@ pub(super) fn nothing<T>(_: &T) -> u64 {
 
 /// As [`note`], with the token under which the poll knows the descriptor.
 pub(super) fn note_token(
-    recorder: &Option<Rc<Recorder>>,
+    recorder: &Option<Box<Recorder>>,
     call: Call,
     target: u32,
     result: &io::Result<()>,

@@ -4,7 +4,6 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::rc::Rc;
 use std::time::Duration;
 
 use super::format::{event_word, poll_word, stream_bits, stream_number, Call, FRAME, READ, WRITE};
@@ -25,7 +24,7 @@ use crate::reason::CloseReason;
 /// Another [`Os`], and where its results are recorded, if they are.
 pub(crate) struct RecordingOs<O> {
     os: O,
-    recorder: Option<Rc<Recorder>>,
+    recorder: Option<Box<Recorder>>,
     /// Whether a poll may be interrupted in order to write the file.
     wakes: bool,
 }
@@ -35,7 +34,6 @@ pub(crate) struct Recorded<T> {
     inner: T,
     /// The number as records of reads and writes have it: see [`stream_bits`].
     bits: u32,
-    recorder: Option<Rc<Recorder>>,
 }
 
 impl<T> Recorded<T> {
@@ -74,7 +72,7 @@ impl<O: StreamOps> RecordingOs<O> {
     pub(crate) fn new(os: O, recording: Recording) -> Result<Self> {
         let recorder = Recorder::create(recording, os.large_frame())?;
         Ok(Self {
-            recorder: Some(Rc::new(recorder)),
+            recorder: Some(Box::new(recorder)),
             wakes: true,
             os,
         })
@@ -94,7 +92,6 @@ impl<O: StreamOps> RecordingOs<O> {
         Recorded {
             inner,
             bits: stream_bits(self.recorder.as_ref().map_or(0, |to| to.new_stream())),
-            recorder: self.recorder.clone(),
         }
     }
 }
@@ -104,42 +101,21 @@ impl<O: Os> RecordingOs<O> {
         Recorded {
             inner,
             bits: stream_bits(self.recorder.as_ref().map_or(0, |to| to.new_listener())),
-            recorder: None,
         }
     }
 }
 
 impl<S: Socket> Socket for Recorded<S> {
     fn local_addr(&self) -> io::Result<Addr> {
-        let addr = self.inner.local_addr();
-        let put = |addr: &Addr, bytes: &mut Vec<u8>| put_addr(bytes, addr);
-        note_bytes(&self.recorder, Call::LocalAddr, self.number(), &addr, put);
-        addr
+        self.inner.local_addr()
     }
 
     fn credentials(&self) -> io::Result<Credentials> {
-        let known = self.inner.credentials();
-        let put = |known: &Credentials, bytes: &mut Vec<u8>| put_credentials(bytes, known);
-        note_bytes(
-            &self.recorder,
-            Call::Credentials,
-            self.number(),
-            &known,
-            put,
-        );
-        known
+        self.inner.credentials()
     }
 
     fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        let fd = self.inner.fd();
-        note(
-            &self.recorder,
-            Call::Descriptor,
-            self.number(),
-            &fd,
-            nothing,
-        );
-        fd
+        self.inner.fd()
     }
 }
 
@@ -259,7 +235,7 @@ impl<O: Os> Os for RecordingOs<O> {
     }
 
     fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool> {
-        let Some(recorder) = self.recorder.clone() else {
+        let Some(recorder) = &self.recorder else {
             return self.os.poll(events, timeout);
         };
         recorder.save_in_time();
@@ -516,6 +492,29 @@ impl<O: Os> Os for RecordingOs<O> {
     fn cut_off(&self, socket: &detached::Socket) {
         note(&self.recorder, Call::CutOff, 0, &Ok(()), nothing);
         self.os.cut_off(socket);
+    }
+
+    fn local_addr(&self, stream: &Self::Stream) -> io::Result<Addr> {
+        let addr = self.os.local_addr(&stream.inner);
+        let put = |addr: &Addr, bytes: &mut Vec<u8>| put_addr(bytes, addr);
+        let (recorder, number) = (&self.recorder, stream.number());
+        note_bytes(recorder, Call::LocalAddr, number, &addr, put);
+        addr
+    }
+
+    fn credentials(&self, stream: &Self::Stream) -> io::Result<Credentials> {
+        let known = self.os.credentials(&stream.inner);
+        let put = |known: &Credentials, bytes: &mut Vec<u8>| put_credentials(bytes, known);
+        let (recorder, number) = (&self.recorder, stream.number());
+        note_bytes(recorder, Call::Credentials, number, &known, put);
+        known
+    }
+
+    fn fd<'a>(&self, stream: &'a Self::Stream) -> io::Result<BorrowedFd<'a>> {
+        let fd = self.os.fd(&stream.inner);
+        let number = stream.number();
+        note(&self.recorder, Call::Descriptor, number, &fd, nothing);
+        fd
     }
 
     fn close(&mut self, stream: Self::Stream, end: End) {

@@ -24,7 +24,6 @@ pub(super) struct ReplayOs(pub(super) Rc<RefCell<Player>>);
 /// A connection by its number in the file.
 pub(super) struct ReplayStream {
     number: u32,
-    player: Rc<RefCell<Player>>,
 }
 
 /// A listener by its number in the file.
@@ -55,38 +54,24 @@ fn number(bytes: &[u8]) -> io::Result<(u32, Values<'_>)> {
     Ok((number, values))
 }
 
+/// [`ReplayOs`] answers.
 impl Socket for ReplayStream {
     fn local_addr(&self) -> io::Result<Addr> {
-        let answer = self.player.borrow_mut().call(Call::LocalAddr, self.number);
-        let bytes = answer.unwrap_or_else(over)?.bytes;
-        Values(&bytes).addr().ok_or_else(missing)
+        Err(missing())
     }
 
     fn credentials(&self) -> io::Result<Credentials> {
-        let answer = self
-            .player
-            .borrow_mut()
-            .call(Call::Credentials, self.number);
-        let bytes = answer.unwrap_or_else(over)?.bytes;
-        Values(&bytes).credentials().ok_or_else(missing)
+        Err(missing())
     }
 
-    /// There is none, even if there was one.
     fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        let answer = self.player.borrow_mut().call(Call::Descriptor, self.number);
-        answer.unwrap_or_else(over)?;
-        Err(io::ErrorKind::Unsupported.into())
+        Err(missing())
     }
 }
 
 impl ReplayOs {
     fn player(&self) -> RefMut<'_, Player> {
         self.0.borrow_mut()
-    }
-
-    fn stream(&self, number: u32) -> ReplayStream {
-        let player = Rc::clone(&self.0);
-        ReplayStream { number, player }
     }
 
     fn call(&self, call: Call, target: u32) -> io::Result<Owned> {
@@ -211,7 +196,7 @@ impl Os for ReplayOs {
         let bytes = self.call(Call::Accept, listener.0)?.bytes;
         let (number, mut values) = number(&bytes)?;
         let addr = values.addr().ok_or_else(missing)?;
-        Ok((self.stream(number), addr))
+        Ok((ReplayStream { number }, addr))
     }
 
     fn has_client(&mut self, listener: &mut ReplayListener) -> bool {
@@ -230,14 +215,14 @@ impl Os for ReplayOs {
         let connected = values.byte().ok_or_else(missing)? > 0;
         // Another address is no divergence: a test's peers may live elsewhere.
         let _ = addr;
-        Ok((self.stream(number), connected))
+        Ok((ReplayStream { number }, connected))
     }
 
     fn adopt_stream(&mut self, _: OwnedFd, _: &SocketOptions) -> io::Result<(ReplayStream, Addr)> {
         let bytes = self.call(Call::AdoptStream, 0)?.bytes;
         let (number, mut values) = number(&bytes)?;
         let addr = values.addr().ok_or_else(missing)?;
-        Ok((self.stream(number), addr))
+        Ok((ReplayStream { number }, addr))
     }
 
     fn connected(&mut self, stream: &mut ReplayStream) -> io::Result<Connected> {
@@ -275,6 +260,22 @@ impl Os for ReplayOs {
     }
 
     fn cut_off(&self, _: &detached::Socket) {}
+
+    fn local_addr(&self, stream: &ReplayStream) -> io::Result<Addr> {
+        let bytes = self.call(Call::LocalAddr, stream.number)?.bytes;
+        Values(&bytes).addr().ok_or_else(missing)
+    }
+
+    fn credentials(&self, stream: &ReplayStream) -> io::Result<Credentials> {
+        let bytes = self.call(Call::Credentials, stream.number)?.bytes;
+        Values(&bytes).credentials().ok_or_else(missing)
+    }
+
+    /// There is none, even if there was one.
+    fn fd<'a>(&self, stream: &'a ReplayStream) -> io::Result<BorrowedFd<'a>> {
+        self.call(Call::Descriptor, stream.number)?;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     fn close(&mut self, stream: ReplayStream, end: End) {
         let _ = self.player().call_with(
