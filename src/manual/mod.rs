@@ -16,11 +16,11 @@
 )]
 #![cfg_attr(
     feature = "sim",
-    doc = "| [`testing`] | tests of a handler: simulator, faults, fuzzing, recordings |"
+    doc = "| [`testing`] | tests of a handler: faults, fuzzing, recordings |"
 )]
 #![cfg_attr(
     not(feature = "sim"),
-    doc = "| `testing` (feature `sim`) | tests of a handler: simulator, faults, fuzzing, recordings |"
+    doc = "| `testing` (feature `sim`) | tests of a handler: faults, fuzzing, recordings |"
 )]
 //! | [`brokers`], [`games`], [`databases`], [`gateways`] | a page for each kind of program: pattern, options, limits, figures |
 //! | [`operating`] | logs, metrics, alarms, draining, restarts; each close reason |

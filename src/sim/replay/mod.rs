@@ -158,8 +158,8 @@ impl<A> Replay<A> {
         }
     }
 
-    /// Queues what handles have told the recorded server. A refusal is one for a connection that has
-    /// gone, as it had then.
+    /// Queues the commands of handles that the recorded server carried out. A refusal is one for a
+    /// connection that has gone, as it had then.
     fn repeat_commands(&self) {
         let commands = self.player.borrow().commands();
         if commands.is_empty() {
