@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+#[cfg(feature = "record")]
+use std::path::PathBuf;
 
 use crate::addr::{Addr, AddrError};
 use crate::escape::Escaped;
@@ -85,6 +87,14 @@ pub enum Error {
         /// The operation.
         doing: &'static str,
         /// The kernel's error.
+        source: io::Error,
+    },
+    /// A recording could not be created or read.
+    #[cfg(feature = "record")]
+    Recording {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's error, or what is wrong with the file.
         source: io::Error,
     },
     /// An error from outside the server: see [`Error::other`].
@@ -214,6 +224,18 @@ impl fmt::Display for Error {
                 "the server drains: it takes no new listeners, and makes no connections",
             ),
             Self::Os { doing, source } => write!(f, "{doing}: {source}"),
+            #[cfg(feature = "record")]
+            Self::Recording { path, source } => {
+                let hint = match source.kind() {
+                    io::ErrorKind::AlreadyExists => "; a recording overwrites no file",
+                    _ => "",
+                };
+                write!(
+                    f,
+                    "recording {}: {source}{hint}",
+                    Escaped::new(path.display())
+                )
+            }
             Self::Other(cause) => cause.fmt(f),
         }
     }
@@ -232,6 +254,8 @@ impl StdError for Error {
             | Self::Listen { source, .. }
             | Self::Connect { source, .. }
             | Self::Os { source, .. } => Some(source),
+            #[cfg(feature = "record")]
+            Self::Recording { source, .. } => Some(source),
             Self::ConnectAddress(error) => Some(error),
             Self::Other(cause) => cause.source(),
             _ => None,
@@ -253,6 +277,8 @@ impl From<Error> for io::Error {
             | Error::Listen { source, .. }
             | Error::Connect { source, .. }
             | Error::Os { source, .. } => source.kind(),
+            #[cfg(feature = "record")]
+            Error::Recording { source, .. } => source.kind(),
             Error::NoListener { .. } | Error::NoAlarm { .. } => io::ErrorKind::NotFound,
             Error::NameTaken { .. } => io::ErrorKind::AlreadyExists,
             Error::Option { .. } | Error::ConnectAddress(_) => io::ErrorKind::InvalidInput,

@@ -87,8 +87,8 @@
 //! each time.
 //!
 //! - `portcullis::server`. Error: a shard that failed or panicked. Warn: a cap above the descriptor
-//!   limit, a waker that fails, no memory for more connections; the cap is reached, once per
-//!   episode. Info: end of the episode; begin and end of a drain.
+//!   limit, a waker that fails, no memory for more connections, a recording that cannot be written;
+//!   the cap is reached, once per episode. Info: end of the episode; begin and end of a drain.
 //! - `portcullis::listener`. Error: a lost listening socket. Warn: a listener that cannot accept or
 //!   be registered, once until it works again; a socket file that cannot be removed; a reached cap
 //!   of a listener, once per episode. Info: opened, changed, closed; a stale socket file was
@@ -115,6 +115,7 @@
 //! - `serde`: what you observe as data ([`manual`], `observer`); options to and from a file
 //!   (`operating`).
 //! - `sim`: the simulator, for tests of your handlers.
+//! - `record`: `Server::recorded`, which records what the system calls return. With `sim`, replays.
 //! - `arbitrary`: scripts for the simulator, made by a fuzzer.
 
 #![forbid(unsafe_code)]
@@ -155,6 +156,8 @@ mod proto;
 mod reactor;
 mod reason;
 mod recent;
+#[cfg(feature = "record")]
+mod record;
 #[cfg(feature = "serde")]
 mod seconds;
 #[cfg(feature = "serde")]
@@ -192,6 +195,8 @@ pub use proto::{
 };
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
+#[cfg(feature = "record")]
+pub use record::{Payloads, Recording};
 pub use server::{Server, Spawned, Turn};
 pub use shards::Shards;
 pub use stats::{DrainReport, Stats};

@@ -19,11 +19,28 @@ use crate::reactor::os_mio::SharedListenSockets;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
 use crate::reactor::shared_cap::SharedCap;
 use crate::reactor::Reactor;
+#[cfg(feature = "record")]
+use crate::record::{Recording, RecordingOs};
 use crate::stats::DrainReport;
 
 /// Descriptors that the rest of a small program needs: standard streams, the poll, the waker,
 /// listeners, logs.
 const RESERVED_DESCRIPTORS: usize = 32;
+
+#[cfg(not(feature = "record"))]
+type ServerOs = MioOs;
+#[cfg(feature = "record")]
+type ServerOs = RecordingOs<MioOs>;
+
+#[cfg(not(feature = "record"))]
+fn unrecorded(os: MioOs) -> ServerOs {
+    os
+}
+
+#[cfg(feature = "record")]
+fn unrecorded(os: MioOs) -> ServerOs {
+    RecordingOs::idle(os)
+}
 
 /// A TCP/TLS server on the thread that makes it: the type is not `Send`. [`Server::spawn`] runs a
 /// server on a thread of its own.
@@ -68,7 +85,7 @@ const RESERVED_DESCRIPTORS: usize = 32;
 /// [`Control::drain`] ends it in order. Panics in the destructors of what it holds are caught and
 /// logged.
 pub struct Server<A = ()> {
-    reactor: Reactor<A, MioOs>,
+    reactor: Reactor<A, ServerOs>,
 }
 
 impl<A> Server<A> {
@@ -79,8 +96,28 @@ impl<A> Server<A> {
     ///
     /// [`Error::Option`] for a value that cannot work, [`Error::Os`] if the kernel gives no poll.
     pub fn new(config: Config) -> Result<Self> {
-        let cap = config.max_connections;
         let os = MioOs::new().map_err(Error::os("making a poll"))?;
+        Self::on(unrecorded(os), config)
+    }
+
+    /// Makes a server as [`Server::new`], and records what the system calls return to it. Feature
+    /// `record`.
+    ///
+    /// The file is written on the server's thread, in blocks of 64 KiB, or once a second. If that
+    /// fails, a warning is logged, the recording ends, and the server goes on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::new`]; [`Error::Recording`] if the file exists or cannot be created.
+    #[cfg(feature = "record")]
+    pub fn recorded(config: Config, recording: Recording) -> Result<Self> {
+        config.check()?;
+        let os = MioOs::new().map_err(Error::os("making a poll"))?;
+        Self::on(RecordingOs::new(os, recording)?, config)
+    }
+
+    fn on(os: ServerOs, config: Config) -> Result<Self> {
+        let cap = config.max_connections;
         let reactor = Reactor::new(os, config)?;
         warn_of_descriptors(cap);
         Ok(Self { reactor })
@@ -90,7 +127,7 @@ impl<A> Server<A> {
     pub(crate) fn sharing(config: Config, common: &Common, index: usize) -> Result<Self> {
         let mut os = MioOs::new().map_err(Error::os("making a poll"))?;
         os.share_listen_sockets(Arc::clone(&common.listen_sockets));
-        let mut reactor = Reactor::new(os, config)?;
+        let mut reactor = Reactor::new(unrecorded(os), config)?;
         reactor.share_cap(Arc::clone(&common.shared_cap), index);
         Ok(Self { reactor })
     }

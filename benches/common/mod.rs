@@ -3,6 +3,8 @@
 
 pub mod load;
 pub mod process;
+#[cfg(feature = "record")]
+pub mod recorded;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::resource::{getrlimit, setrlimit, Resource};

@@ -2,6 +2,7 @@
 //!
 //!     cargo bench --bench echo                      a table, and the chart in benches/echo.svg
 //!     cargo bench --bench echo -- --rounds 9 --seconds 2
+//!     cargo bench -p portcullis-benches --features record --bench echo -- --recorded   portcullis, and while it is recorded
 //!
 //! Each server runs as a process of its own on one processor, the clients on another. What is compared is the processor time
 //! of the server per message, in the same round as the reference (a loop on mio, written for this one job), so that neither
@@ -41,6 +42,10 @@ struct Options {
     /// Be one of the servers: for the bench itself
     #[arg(long, hide = true)]
     serve: Option<Kind>,
+    /// Measure portcullis alone, with and without a recording (feature `record`)
+    #[cfg(feature = "record")]
+    #[arg(long)]
+    recorded: bool,
     /// Said by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -86,8 +91,16 @@ fn main() {
     common::raise_descriptor_limit();
     let mut charts = Vec::new();
     let progress = common::progress(ROWS.len() * options.rounds);
+    #[cfg(feature = "record")]
+    if options.recorded {
+        for row in &ROWS {
+            let kinds = [Kind::Portcullis, Kind::Recorded];
+            measure(row, &kinds, &options, &progress);
+        }
+        return progress.finish_and_clear();
+    }
     for row in &ROWS {
-        let ratios = measure(row, &options, &progress);
+        let ratios = measure(row, &Kind::ALL, &options, &progress);
         charts.push((row.name, ratios));
     }
     progress.finish_and_clear();
@@ -106,10 +119,15 @@ fn start(kind: Kind) -> (Process, SocketAddr) {
 }
 
 /// One row: the table is printed, the ratios are returned.
-fn measure(row: &Row, options: &Options, progress: &ProgressBar) -> Vec<(Kind, f64)> {
-    let mut costs = vec![Vec::new(); Kind::ALL.len()];
-    let mut rates = vec![Vec::new(); Kind::ALL.len()];
-    let (servers, mut loads): (Vec<_>, Vec<_>) = Kind::ALL
+fn measure(
+    row: &Row,
+    kinds: &[Kind],
+    options: &Options,
+    progress: &ProgressBar,
+) -> Vec<(Kind, f64)> {
+    let mut costs = vec![Vec::new(); kinds.len()];
+    let mut rates = vec![Vec::new(); kinds.len()];
+    let (servers, mut loads): (Vec<_>, Vec<_>) = kinds
         .iter()
         .map(|&kind| {
             let (server, addr) = start(kind);
@@ -129,18 +147,24 @@ fn measure(row: &Row, options: &Options, progress: &ProgressBar) -> Vec<(Kind, f
         }
         progress.inc(1);
     }
-    progress.suspend(|| report(row, costs, rates))
+    progress.suspend(|| report(row, kinds, costs, rates))
 }
 
 /// Prints the table of one row, and returns the ratios.
-fn report(row: &Row, costs: Vec<Vec<f64>>, rates: Vec<Vec<f64>>) -> Vec<(Kind, f64)> {
+fn report(
+    row: &Row,
+    kinds: &[Kind],
+    costs: Vec<Vec<f64>>,
+    rates: Vec<Vec<f64>>,
+) -> Vec<(Kind, f64)> {
     println!("\n{}\n", row.name);
     println!(
-        "| server | processor time per message | messages per second | as cheap as mio by hand |"
+        "| server | processor time per message | messages per second | as cheap as {} |",
+        kinds[0].name()
     );
     println!("|---|---|---|---|");
     let reference = costs[0].clone();
-    let table = Kind::ALL
+    let table = kinds
         .iter()
         .zip(costs)
         .zip(rates)

@@ -17,6 +17,9 @@ pub enum Kind {
     Mio,
     /// Us.
     Portcullis,
+    /// Us, recording without payloads. With `--recorded` alone.
+    #[cfg(feature = "record")]
+    Recorded,
     /// tokio, reading and writing buffers of its own.
     TokioHand,
     /// tokio with the codec of tokio-util.
@@ -39,6 +42,8 @@ impl Kind {
         match self {
             Self::Mio => "mio by hand",
             Self::Portcullis => "portcullis",
+            #[cfg(feature = "record")]
+            Self::Recorded => "portcullis, recorded",
             Self::TokioHand => "tokio by hand",
             Self::TokioCodec => "tokio codec",
             Self::MessageIo => "message-io, unframed",
@@ -50,7 +55,9 @@ impl Kind {
 pub fn serve(kind: Kind) {
     match kind {
         Kind::Mio => by_mio(),
-        Kind::Portcullis => by_portcullis(),
+        Kind::Portcullis => by_portcullis(Server::new(config()).expect("a server")),
+        #[cfg(feature = "record")]
+        Kind::Recorded => by_portcullis(crate::common::recorded::server(config())),
         Kind::TokioHand => by_tokio(false),
         Kind::TokioCodec => by_tokio(true),
         Kind::MessageIo => by_message_io(),
@@ -61,8 +68,11 @@ fn tell(addr: SocketAddr) {
     println!("{addr}");
 }
 
-fn by_portcullis() {
-    let mut server = Server::new(Config::max_connections(4_000)).expect("a server");
+fn config() -> Config {
+    Config::max_connections(4_000)
+}
+
+fn by_portcullis(mut server: Server) {
     let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).name("echo");
     server.listen(listen, |_app, _peer| Echo).expect("a port");
     let addr = server.control().listener("echo").expect("there").addr;

@@ -2,9 +2,12 @@
 //! run does the same. See `benches/README.md`.
 //!
 //!     instructions [--conns 64] [--window 1] [--size 64] [--rounds 100] [--framing packet-2|raw|line|custom|by-hand]
-//!                  [--with tls|connects|handshakes|rates|memory-limit|timer|source-limits]
+//!                  [--with tls|connects|handshakes|rates|memory-limit|timer|source-limits|recorded]
 
 mod cut;
+#[cfg(feature = "record")]
+#[path = "../common/recorded.rs"]
+mod recorded;
 #[cfg(feature = "aws-lc-rs")]
 mod tls;
 
@@ -123,7 +126,7 @@ fn main() {
                 listen.source_limits.rate = Some(much);
             })
         }
-        "timer" | "tls" | "connects" | "handshakes" | "" => {}
+        "timer" | "tls" | "connects" | "handshakes" | "recorded" | "" => {}
         other => panic!("nothing is called {other}"),
     }
     let dial = dialer(&work.with, &mut listen);
@@ -131,7 +134,7 @@ fn main() {
     let is_by_hand = work.framing == "by-hand";
     // Raw pieces are whole windows: every read finds all that was written.
     let frames = if is_by_hand { 1 } else { work.window };
-    let mut server: Server = Server::new(config).expect("a server");
+    let mut server = server(config, &work.with);
     let id = server
         .listen(listen, move |_app, _peer| Echo {
             timer,
@@ -191,6 +194,15 @@ fn main() {
         "{} messages in {turns} turns",
         work.conns * work.window * work.rounds
     );
+}
+
+fn server(config: Config, with: &str) -> Server {
+    #[cfg(feature = "record")]
+    if with == "recorded" {
+        return recorded::server(config);
+    }
+    assert!(with != "recorded", "built without recordings");
+    Server::new(config).expect("a server")
 }
 
 trait Client: Read + Write {}

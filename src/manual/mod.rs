@@ -16,11 +16,11 @@
 )]
 #![cfg_attr(
     feature = "sim",
-    doc = "| [`testing`] | tests of a handler: the simulator, faults, a fuzz target |"
+    doc = "| [`testing`] | tests of a handler: faults, fuzzing, recordings |"
 )]
 #![cfg_attr(
     not(feature = "sim"),
-    doc = "| `testing` (feature `sim`) | tests of a handler: the simulator, faults, a fuzz target |"
+    doc = "| `testing` (feature `sim`) | tests of a handler: faults, fuzzing, recordings |"
 )]
 //! | [`brokers`], [`games`], [`databases`], [`gateways`] | a page for each kind of program: pattern, options, limits, figures |
 #![cfg_attr(
@@ -57,6 +57,7 @@ pub mod tls {}
 
 #[cfg(feature = "sim")]
 #[doc = include_str!("testing.md")]
+#[cfg_attr(feature = "record", doc = include_str!("recordings.md"))]
 pub mod testing {}
 
 #[doc = include_str!("brokers.md")]

@@ -30,6 +30,13 @@ impl Time {
         Self(nanos)
     }
 
+    /// Returns the number of nanoseconds since the clock started.
+    #[cfg(feature = "record")]
+    #[inline]
+    pub(crate) fn nanos(self) -> u64 {
+        self.0
+    }
+
     /// Returns `self` plus `span`; [`Time::NEVER`] past the end of the clock (584 years).
     #[inline]
     pub(crate) fn after(self, span: Duration) -> Self {

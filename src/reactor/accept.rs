@@ -10,7 +10,7 @@ use super::drive::Scratch;
 use super::incoming::Incoming;
 use super::inner::Inner;
 use super::listener::AcceptError;
-use super::os::{End, Os, Socket as _};
+use super::os::{End, Os};
 use super::refuse::{report_failed, turn_away};
 use super::work;
 use crate::config::ProxyProtocol;
@@ -210,7 +210,7 @@ fn accept_next<A, O: Os>(
             stats.accepted += 1;
             let incoming = Incoming {
                 addr,
-                credentials: stream.credentials().ok(),
+                credentials: core.os.credentials(&stream).ok(),
                 proxy: None,
             };
             match handle_accepted(inner, app, scratch, at, stream, incoming, refusal) {

@@ -9,7 +9,7 @@ use super::core::Core;
 use super::drive::Scratch;
 use super::incoming::Incoming;
 use super::inner::Inner;
-use super::os::{End, Os, Socket as _, Token};
+use super::os::{End, Os, Token};
 use super::refuse::{dismiss, report_failed, turn_away};
 use super::source_limits::Counted;
 use super::standing::Standing;
@@ -258,7 +258,7 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
         credentials: conn
             .stream
             .as_ref()
-            .and_then(|stream| stream.credentials().ok()),
+            .and_then(|stream| core.os.credentials(stream).ok()),
         proxy: header,
     };
     let peer = incoming.peer(listener, Some(id));

@@ -5,7 +5,7 @@ use super::core::Core;
 use super::drain;
 use super::incoming::Incoming;
 use super::inner::Inner;
-use super::os::{End, Os, Socket as _};
+use super::os::{End, Os};
 use super::work;
 use crate::catch::catch;
 use crate::detached::{Detached, Socket};
@@ -33,12 +33,13 @@ pub(super) fn finish_close<A, O: Os>(
     let mut credentials = None;
     if let Some(stream) = conn.stream.take() {
         if !was_open {
-            credentials = stream.credentials().ok();
+            credentials = core.os.credentials(&stream).ok();
         }
         core.os.close(stream, End::of(&conn.machine, reset));
         core.outbound.lose_socket(id);
     }
     let closed = conn.machine.take_closed();
+    core.os.note_end(closed.reason);
     let (listener, is_outgoing) = (conn.listener, conn.machine.is_outgoing());
     // For the service, if the handler has not been told.
     let incoming = (!was_open).then(|| Incoming {

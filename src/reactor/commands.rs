@@ -3,7 +3,7 @@
 use super::close::finish_close;
 use super::deferred::ForConn;
 use super::inner::Inner;
-use super::os::Os;
+use super::os::{Noted, Os};
 use super::work;
 use crate::catch::catch;
 use crate::handle::Command;
@@ -19,6 +19,9 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
     inner.core.refresh();
     inner.core.work.charge(work::STEP);
     inner.core.conns.offer_room();
+    if let Some(noted) = noted(&command) {
+        inner.core.os.note_command(noted);
+    }
     match command {
         Command::Send(id, frame) => for_conn(inner, app, id, ForConn::Send(frame)),
         Command::Notify(id, message) => for_conn(inner, app, id, ForConn::Notify(message)),
@@ -34,6 +37,17 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
         Command::Drain(grace) => inner.drain(grace),
         Command::Stop => inner.core.stopped = true,
     }
+}
+
+fn noted<A>(command: &Command<A>) -> Option<Noted<'_>> {
+    Some(match command {
+        Command::Send(id, frame) => Noted::Send(*id, frame.bytes()),
+        Command::Kill(id) => Noted::Kill(*id),
+        Command::Drain(grace) => Noted::Drain(*grace),
+        Command::Notify(..) | Command::Post(_) | Command::Call(_) => Noted::Opaque,
+        // It ends the caller's loop alone.
+        Command::Stop => return None,
+    })
 }
 
 /// Carries out the next deferred command of an open connection. False if there is none.

@@ -11,7 +11,7 @@ use super::connections::Returning;
 use super::core::Core;
 use super::detached_conns::Receiver;
 use super::inner::Inner;
-use super::os::{Os, Socket};
+use super::os::Os;
 use super::user_code::drop_handler;
 use crate::access::Prefix;
 use crate::addr::{Addr, Credentials};
@@ -87,15 +87,15 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     }
 
     fn local_addr(&self, id: ConnId) -> io::Result<Addr> {
-        self.core.stream(id)?.local_addr()
+        self.core.os.local_addr(self.core.stream(id)?)
     }
 
     fn credentials(&self, id: ConnId) -> io::Result<Credentials> {
-        self.core.stream(id)?.credentials()
+        self.core.os.credentials(self.core.stream(id)?)
     }
 
     fn fd(&self, id: ConnId) -> io::Result<BorrowedFd<'_>> {
-        self.core.stream(id)?.fd()
+        self.core.os.fd(self.core.stream(id)?)
     }
 
     fn close_as(&mut self, id: ConnId, close: Close) {

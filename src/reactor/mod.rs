@@ -170,6 +170,12 @@ impl<A, O: Os> Reactor<A, O> {
         &self.inner.core
     }
 
+    /// The id of the connection that has, or had, this token.
+    #[cfg(all(feature = "sim", feature = "record"))]
+    pub(crate) fn id_of(&self, token: os::Token) -> ConnId {
+        token.conn_of(self.inner.core.conns.server())
+    }
+
     /// The first invariant that does not hold, in words.
     #[cfg(feature = "sim")]
     pub(crate) fn broken_invariant(&self) -> Option<String> {

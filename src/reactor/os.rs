@@ -10,8 +10,11 @@ use crate::config::SocketOptions;
 use crate::detached::{self, SystemCalls};
 use crate::handle::Wake;
 use crate::handler::Interest;
+#[cfg(all(feature = "sim", feature = "record"))]
+use crate::id::ServerNumber;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, Time};
+use crate::reason::CloseReason;
 
 /// Names the owner of an event, small enough for `epoll_data` on 32 bits too: 24 bits of slot, the
 /// rest generation.
@@ -47,6 +50,13 @@ impl Token {
     #[inline]
     pub(crate) fn of_conn(id: ConnId) -> Self {
         Self((id.generation() as usize) << INDEX_BITS | id.index() as usize)
+    }
+
+    /// The connection with this token, in its server.
+    #[cfg(all(feature = "sim", feature = "record"))]
+    pub(super) fn conn_of(self, server: ServerNumber) -> ConnId {
+        let generation = (self.0 >> INDEX_BITS) as u32 & ConnId::MAX_GENERATION;
+        ConnId::new(server, (self.0 & INDEX_MASK) as u32, generation)
     }
 
     /// Descriptors of the application that can be watched.
@@ -176,6 +186,16 @@ pub(crate) trait StreamOps {
     fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 }
 
+/// A command of a handle, as far as it can be written down.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Noted<'a> {
+    Drain(Duration),
+    Kill(ConnId),
+    Send(ConnId, &'a [u8]),
+    /// A job or a message.
+    Opaque,
+}
+
 /// The other system calls of a server. Only [`Os::poll`] blocks.
 pub(crate) trait Os: StreamOps<Stream: Socket> {
     type Listener;
@@ -263,8 +283,29 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
         let _ = socket.cut_off();
     }
 
+    /// As [`Socket::local_addr`].
+    fn local_addr(&self, stream: &Self::Stream) -> io::Result<Addr> {
+        stream.local_addr()
+    }
+
+    /// As [`Socket::credentials`].
+    fn credentials(&self, stream: &Self::Stream) -> io::Result<Credentials> {
+        stream.credentials()
+    }
+
+    /// As [`Socket::fd`].
+    fn fd<'a>(&self, stream: &'a Self::Stream) -> io::Result<BorrowedFd<'a>> {
+        stream.fd()
+    }
+
     /// Closes a stream, and sends what `end` says.
     fn close(&mut self, stream: Self::Stream, end: End);
+
+    /// A connection has ended for this reason: for recordings.
+    fn note_end(&mut self, _reason: CloseReason) {}
+
+    /// A command of a handle is carried out now: for recordings.
+    fn note_command(&mut self, _command: Noted<'_>) {}
 }
 
 #[cfg(test)]

@@ -63,9 +63,12 @@ mod input;
 mod kernel;
 mod os;
 mod poll;
+mod print;
 mod random;
 mod relay;
 mod remotes;
+#[cfg(feature = "record")]
+mod replay;
 mod script;
 mod socket;
 mod sockets;
@@ -89,6 +92,8 @@ pub use input::{Action, Callback, End, Input};
 use kernel::Kernel;
 use os::SimOs;
 pub use random::Random;
+#[cfg(feature = "record")]
+pub use replay::{Divergence, Ending, Replay, Tape};
 pub use script::{shrink, Op, Script};
 use socket::Dial;
 
@@ -102,7 +107,24 @@ use crate::proto::Time;
 #[cfg(test)]
 use crate::reactor::shared_cap::SharedCap;
 use crate::reactor::Reactor;
+#[cfg(feature = "record")]
+use crate::record::{Recording, RecordingOs};
 use crate::stats::{DrainReport, Stats};
+
+#[cfg(not(feature = "record"))]
+type WorldOs = SimOs;
+#[cfg(feature = "record")]
+type WorldOs = RecordingOs<SimOs>;
+
+#[cfg(not(feature = "record"))]
+fn unrecorded(os: SimOs) -> WorldOs {
+    os
+}
+
+#[cfg(feature = "record")]
+fn unrecorded(os: SimOs) -> WorldOs {
+    RecordingOs::idle(os)
+}
 
 /// Iterations without an event and without time passing, after which the loop counts as spinning.
 const SPIN: usize = 10_000;
@@ -147,7 +169,7 @@ impl std::error::Error for Violation {}
 pub struct Sim<A = ()> {
     seed: u64,
     kernel: Rc<RefCell<Kernel>>,
-    reactor: Reactor<A, SimOs>,
+    reactor: Reactor<A, WorldOs>,
     app: A,
     recorder: Option<Recorder>,
     checks: bool,
@@ -173,8 +195,31 @@ impl<A> Sim<A> {
     ///
     /// The errors of [`Server::new`](crate::Server::new).
     pub fn try_new(seed: u64, config: Config, app: A) -> Result<Self> {
+        Self::on(seed, config, app, |os| Ok(unrecorded(os)))
+    }
+
+    /// Makes a server as [`Sim::try_new`], and records the world as
+    /// [`Server::recorded`](crate::Server::recorded) does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::recorded`](crate::Server::recorded).
+    #[cfg(feature = "record")]
+    pub fn recorded(seed: u64, config: Config, app: A, recording: Recording) -> Result<Self> {
+        config.check()?;
+        Self::on(seed, config, app, |os| {
+            RecordingOs::simulated(os, recording)
+        })
+    }
+
+    fn on(
+        seed: u64,
+        config: Config,
+        app: A,
+        os: impl FnOnce(SimOs) -> Result<WorldOs>,
+    ) -> Result<Self> {
         let kernel = Rc::new(RefCell::new(Kernel::new(seed)));
-        let reactor = Reactor::new(SimOs(Rc::clone(&kernel)), config)?;
+        let reactor = Reactor::new(os(SimOs(Rc::clone(&kernel)))?, config)?;
         Ok(Self {
             seed,
             kernel,

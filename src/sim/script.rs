@@ -17,31 +17,31 @@ pub enum Op {
     /// A client sends bytes.
     Send {
         /// Which client.
-        client: u8,
+        client: u16,
         /// The bytes.
         bytes: Vec<u8>,
     },
     /// A client finishes sending.
     Finish {
         /// Which client.
-        client: u8,
+        client: u16,
     },
     /// A client resets its connection.
     Reset {
         /// Which client.
-        client: u8,
+        client: u16,
     },
     /// A client starts or stops reading.
     Read {
         /// Which client.
-        client: u8,
+        client: u16,
         /// Whether it reads.
         on: bool,
     },
     /// The server's send buffer for a client changes its size.
     SendBuffer {
         /// Which client.
-        client: u8,
+        client: u16,
         /// Its new size in bytes.
         bytes: u16,
     },
@@ -128,11 +128,23 @@ impl Op {
             _ => None,
         }
     }
+
+    fn client_mut(&mut self) -> Option<&mut u16> {
+        match self {
+            Self::Send { client, .. }
+            | Self::Finish { client }
+            | Self::Reset { client }
+            | Self::Read { client, .. }
+            | Self::SendBuffer { client, .. } => Some(client),
+            _ => None,
+        }
+    }
 }
 
 impl Script {
     /// Returns the smallest script that can be found for which `fails` is still true, by leaving
-    /// out ops and then bytes: see [`shrink`]. Each try needs a world of its own.
+    /// out clients, then ops, then bytes: see [`shrink`]. Pieces that a client sends in a row
+    /// become one. Each try needs a world of its own.
     ///
     /// ```
     /// use portcullis::sim::{Op, Script, Sim, Violation};
@@ -168,8 +180,15 @@ impl Script {
     /// ```
     #[must_use]
     pub fn shrink(&self, mut fails: impl FnMut(&Self) -> bool) -> Self {
-        let ops = shrink(&self.ops, |ops| fails(&Self { ops: ops.to_vec() }));
-        let mut smallest = Self { ops };
+        let connects = self.ops.iter().filter(|op| **op == Op::Connect).count();
+        let clients: Vec<usize> = (0..connects).collect();
+        let needed = match connects {
+            0 | 1 => clients,
+            _ => shrink(&clients, |some| fails(&self.only(some))),
+        };
+        let some = self.only(&needed);
+        let ops = shrink(&some.ops, |ops| fails(&Self { ops: ops.to_vec() }));
+        let mut smallest = Self { ops }.merged(&mut fails);
         for at in 0..smallest.ops.len() {
             let Some(bytes) = smallest.ops.get_mut(at).and_then(Op::bytes_mut).cloned() else {
                 continue;
@@ -181,10 +200,70 @@ impl Script {
                 }
                 script
             };
-            let shortest = shrink(&bytes, |shorter| fails(&with(shorter)));
+            let lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
+            let bytes = match lines.len() {
+                0 | 1 => bytes,
+                _ => shrink(&lines, |lines| fails(&with(&lines.concat()))).concat(),
+            };
+            let bytes = shrink(&bytes, |shorter| fails(&with(shorter)));
+            let shortest = shrink_runs(bytes, |shorter| fails(&with(shorter)));
             smallest = with(&shortest);
         }
         smallest
+    }
+}
+
+impl Script {
+    /// Makes one piece of the pieces that a client sends in a row, where that still fails.
+    fn merged(mut self, fails: &mut impl FnMut(&Self) -> bool) -> Self {
+        let mut at = 1;
+        while at < self.ops.len() {
+            let mut shorter = self.clone();
+            let second = shorter.ops.remove(at);
+            let first = shorter.ops.get_mut(at - 1);
+            let joined = match (first, second) {
+                (
+                    Some(Op::Send { client, bytes }),
+                    Op::Send {
+                        client: other,
+                        bytes: more,
+                    },
+                ) if *client == other => {
+                    bytes.extend(more);
+                    true
+                }
+                _ => false,
+            };
+            if joined && fails(&shorter) {
+                self = shorter;
+            } else {
+                at += 1;
+            }
+        }
+        self
+    }
+
+    /// Leaves out all clients but these, in ascending order of their connects.
+    fn only(&self, clients: &[usize]) -> Self {
+        let mut connected = 0;
+        let mut ops = Vec::new();
+        for op in &self.ops {
+            let mut op = op.clone();
+            if op == Op::Connect {
+                connected += 1;
+                if clients.binary_search(&(connected - 1)).is_err() {
+                    continue;
+                }
+            } else if let Some(client) = op.client_mut() {
+                let number = usize::from(*client) % connected.max(1);
+                match clients.binary_search(&number) {
+                    Ok(number) => *client = u16::try_from(number).unwrap_or(u16::MAX),
+                    Err(_) => continue,
+                }
+            }
+            ops.push(op);
+        }
+        Self { ops }
     }
 }
 
@@ -214,6 +293,28 @@ pub fn shrink<T: Clone>(items: &[T], mut fails: impl FnMut(&[T]) -> bool) -> Vec
         }
     }
     smallest
+}
+
+/// Leaves out runs of a few bytes wherever they begin: words and small frames.
+fn shrink_runs(mut bytes: Vec<u8>, mut fails: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
+    const MAX_RUN: usize = 16;
+    const MAX_BYTES: usize = 512;
+    if bytes.len() > MAX_BYTES {
+        return bytes;
+    }
+    for run in (2..=MAX_RUN).rev() {
+        let mut at = 0;
+        while at + run <= bytes.len() {
+            let mut shorter = bytes.clone();
+            shorter.drain(at..at + run);
+            if fails(&shorter) {
+                bytes = shorter;
+            } else {
+                at += 1;
+            }
+        }
+    }
+    bytes
 }
 
 impl<A> Sim<A> {
@@ -276,27 +377,27 @@ impl<A> Sim<A> {
                 self.connect(addr);
             }
             Op::Send { client, bytes } => {
-                if let Some(client) = one_of(clients, *client) {
+                if let Some(client) = one_of(clients, usize::from(*client)) {
                     self.send(client, bytes);
                 }
             }
             Op::Finish { client } => {
-                if let Some(client) = one_of(clients, *client) {
+                if let Some(client) = one_of(clients, usize::from(*client)) {
                     self.finish(client);
                 }
             }
             Op::Reset { client } => {
-                if let Some(client) = one_of(clients, *client) {
+                if let Some(client) = one_of(clients, usize::from(*client)) {
                     self.reset(client);
                 }
             }
             Op::Read { client, on } => {
-                if let Some(client) = one_of(clients, *client) {
+                if let Some(client) = one_of(clients, usize::from(*client)) {
                     self.set_reading(client, *on);
                 }
             }
             Op::SendBuffer { client, bytes } => {
-                if let Some(client) = one_of(clients, *client) {
+                if let Some(client) = one_of(clients, usize::from(*client)) {
                     self.set_send_buffer(client, usize::from(*bytes));
                 }
             }
@@ -305,8 +406,8 @@ impl<A> Sim<A> {
                 self.try_advance(Duration::from_millis(u64::from(*millis)))?
             }
             Op::Fail { call, after, error } => {
-                if let Some(call) = one_of(Call::ALL, *call) {
-                    if let Some(errno) = one_of(call.errors(), *error) {
+                if let Some(call) = one_of(Call::ALL, usize::from(*call)) {
+                    if let Some(errno) = one_of(call.errors(), usize::from(*error)) {
                         let after = usize::from(*after);
                         self.add_fault(Scripted { call, after, errno });
                     }
@@ -363,14 +464,12 @@ impl<A> Sim<A> {
             .iter()
             .map(|info| info.id)
             .collect();
-        one_of(&ids, number)
+        one_of(&ids, usize::from(number))
     }
 }
 
-fn one_of<T: Copy>(choices: &[T], number: u8) -> Option<T> {
-    choices
-        .get(usize::from(number) % choices.len().max(1))
-        .copied()
+fn one_of<T: Copy>(choices: &[T], number: usize) -> Option<T> {
+    choices.get(number % choices.len().max(1)).copied()
 }
 
 #[cfg(test)]
@@ -391,6 +490,39 @@ mod tests {
             matches!((connect, finish), (Some(first), Some(second)) if first < second)
         };
         let smallest = Script { ops }.shrink(fails);
-        assert_eq!(smallest.ops, [Op::Connect, Op::Finish { client: 3 }]);
+        assert_eq!(smallest.ops, [Op::Connect, Op::Finish { client: 0 }]);
+    }
+
+    #[test]
+    fn shrinking_leaves_out_whole_clients_and_joins_pieces() {
+        let send = |client, bytes: &[u8]| Op::Send {
+            client,
+            bytes: bytes.to_vec(),
+        };
+        let mut ops = vec![Op::Connect; 300];
+        for client in 0..300 {
+            ops.extend([
+                send(client, b"hello "),
+                Op::Step,
+                send(client, b"you"),
+                Op::Step,
+            ]);
+        }
+        ops.push(send(299, b"!"));
+        // The last client says so at the end, in any pieces.
+        let fails = |script: &Script| {
+            let clients = script.ops.iter().filter(|op| **op == Op::Connect).count();
+            let mut said = Vec::new();
+            for op in &script.ops {
+                if let Op::Send { client, bytes } = op {
+                    if usize::from(*client) + 1 == clients {
+                        said.extend(bytes);
+                    }
+                }
+            }
+            said.ends_with(b"ou!")
+        };
+        let smallest = Script { ops }.shrink(fails);
+        assert_eq!(smallest.ops, [Op::Connect, send(0, b"ou!")]);
     }
 }

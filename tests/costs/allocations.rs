@@ -167,6 +167,8 @@ fn an_idle_connection_holds_200_bytes() {
     );
     // mio's sockets are larger in debug builds, where they know which poll they belong to.
     let most = if cfg!(debug_assertions) { 216 } else { 200 };
+    // Its number in a recording: all tests are built with that feature.
+    let most = most + 8;
     println!("{each} bytes for each connection");
     assert!(
         (100..=most).contains(&each),

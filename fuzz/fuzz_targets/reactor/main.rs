@@ -155,7 +155,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn send(&mut self, client: u8, bytes: &[u8]) {
+    fn send(&mut self, client: u16, bytes: &[u8]) {
         let Some(at) = usize::from(client).checked_rem(self.ids.len()) else {
             return;
         };
@@ -169,7 +169,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn with(&mut self, client: u8, change: impl FnOnce(&mut Client)) {
+    fn with(&mut self, client: u16, change: impl FnOnce(&mut Client)) {
         if let Some(at) = usize::from(client).checked_rem(self.ids.len()) {
             change(&mut self.clients[at]);
         }

@@ -19,7 +19,7 @@ pub fn script(input: &mut Unstructured<'_>) -> Result<Script> {
 
 fn op(input: &mut Unstructured<'_>) -> Result<Op> {
     let [what, target] = input.arbitrary()?;
-    let (client, connection) = (target, target);
+    let (client, connection) = (u16::from(target), target);
     Ok(match what % 64 {
         0..=7 => Op::Step,
         8..=23 => Op::Send {

@@ -6,6 +6,7 @@
 //! | [`failing`] | fixed scenarios, with each call and each two calls failing |
 //! | [`closure`], [`strings`] | every state of a connection, every short string in every cut |
 //! | `schedules` | every schedule of a connection behind TLS |
+//! | [`recorded`] | a service with a bug, whose recordings are replayed and reduced |
 //! | [`naive`], `sim_tls` | what the others compare with: a naive decoder, a TLS client in memory |
 //!
 //! | on real sockets | |
@@ -24,6 +25,7 @@ pub mod net;
 pub mod outgoing;
 pub mod planned;
 pub mod planted_bugs;
+pub mod recorded;
 #[cfg(feature = "tls")]
 pub mod schedules;
 pub mod script;

@@ -389,13 +389,15 @@ impl Act {
                     fin,
                 }
             }
-            600..=614 => Self::World(Op::Reset { client }),
+            600..=614 => Self::World(Op::Reset {
+                client: client.into(),
+            }),
             615..=644 => Self::World(Op::Read {
-                client,
+                client: client.into(),
                 on: random.chance(500),
             }),
             645..=659 => Self::World(Op::SendBuffer {
-                client,
+                client: client.into(),
                 bytes: random.between(1, 2000) as u16,
             }),
             660..=689 => Self::Clog { client },

@@ -1,0 +1,204 @@
+//! A damaged file plays up to its damage, and then says where that is. Nothing in a file can harm its reader.
+
+use std::fs;
+use std::time::Duration;
+
+use kit::net::Place;
+use portcullis::sim::{Ending, Random, Replay, Sim, Tape};
+use portcullis::{Payloads, Recording};
+
+use crate::{config, listen, script, Journal, Talker};
+
+const HEADER: u64 = 64;
+const BLOCK: u64 = 64 * 1024;
+
+/// A recording of several blocks, and the journal of its server.
+fn recorded(place: &Place, max_bytes: u64) -> (Vec<u8>, Journal) {
+    let path = place.path("whole");
+    let recording = Recording::new(&path).with(|recording| {
+        recording.payloads = Payloads::Kept;
+        recording.max_bytes = max_bytes;
+    });
+    let mut sim = Sim::recorded(7, config(), Journal::new(), recording).expect("a recording");
+    let addr = sim
+        .listen(listen(), |_, _| Talker::default())
+        .expect("a port");
+    sim.try_play(addr, &script(7, 200), |_, _| Ok(()))
+        .expect("no violation");
+    sim.try_advance(Duration::from_secs(200))
+        .expect("no violation");
+    // Large answers fill blocks.
+    let client = sim.connect(addr).expect("room");
+    for _ in 0..2 {
+        sim.send(client, b"much\n");
+        sim.advance(Duration::from_millis(10));
+    }
+    let journal = sim.app().clone();
+    drop(sim);
+    let bytes = fs::read(&path).expect("a file");
+    fs::remove_file(&path).expect("removed");
+    (bytes, journal)
+}
+
+/// Plays these bytes. The journal is a beginning of the recorded one.
+#[track_caller]
+fn play(place: &Place, bytes: &[u8], journal: &Journal) -> Option<(Ending, usize)> {
+    let path = place.path("damaged");
+    fs::write(&path, bytes).expect("written");
+    let tape = Tape::read(&path).ok()?;
+    assert!(tape.is_whole());
+    let ending = tape.ending();
+    let mut replay = Replay::new(tape, config(), Journal::new()).expect("a whole tape");
+    let listens = replay.listen(listen(), |_, _| Talker::default());
+    assert_eq!(replay.run(), Ok(ending));
+    let played = replay.app().len();
+    assert!(journal.starts_with(replay.app()), "{ending:?}");
+    assert!(listens.is_ok() || played == 0);
+    Some((ending, played))
+}
+
+#[test]
+fn a_truncated_file_plays_up_to_its_end() {
+    let place = Place::new();
+    let (bytes, journal) = recorded(&place, 64 << 20);
+    assert!(bytes.len() as u64 > HEADER + 6 * BLOCK, "{}", bytes.len());
+    let whole = play(&place, &bytes, &journal);
+    assert_eq!(whole, Some((Ending::Complete, journal.len())));
+    let mut random = Random::new(1);
+    let edges = (0..7).flat_map(|block| {
+        let at = HEADER + block * BLOCK;
+        [at - 1, at, at + 1, at + HEADER, at + HEADER + 9]
+    });
+    let chosen: Vec<usize> = edges
+        .map(|at| usize::try_from(at).expect("small"))
+        .chain((0..120).map(|_| random.below(bytes.len())))
+        .filter(|at| *at < bytes.len())
+        .collect();
+    let mut parts = Vec::new();
+    for length in chosen {
+        let played = play(&place, &bytes[..length], &journal);
+        let Some((ending, played)) = played else {
+            assert!(length < 64, "{length}");
+            continue;
+        };
+        let block = (length as u64 - HEADER) / BLOCK;
+        let is_edge = (length as u64 - HEADER) % BLOCK == 0;
+        match ending {
+            Ending::Unfinished => assert!(is_edge, "{length}"),
+            ending => assert_eq!(
+                ending,
+                Ending::Damaged {
+                    offset: HEADER + block * BLOCK
+                },
+                "{length}"
+            ),
+        }
+        parts.push((length, played));
+    }
+    parts.sort_unstable();
+    assert!(parts.is_sorted_by_key(|(_, played)| *played));
+    assert!(parts.iter().any(|(_, played)| *played > journal.len() / 2));
+}
+
+#[test]
+fn a_flipped_byte_is_found() {
+    let place = Place::new();
+    let (bytes, journal) = recorded(&place, 64 << 20);
+    let mut random = Random::new(2);
+    let headers = [0, 3]
+        .into_iter()
+        .flat_map(|block| (0..64).map(move |at| HEADER + block * BLOCK + at));
+    let chosen: Vec<usize> = (0..HEADER)
+        .chain(headers)
+        .map(|at| usize::try_from(at).expect("small"))
+        .chain((0..100).map(|_| random.below(bytes.len())))
+        .collect();
+    for at in chosen {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1 << random.below(8);
+        match play(&place, &bytes, &journal) {
+            None => assert!(at < 64, "{at}"),
+            Some((ending, _)) => {
+                let block = (at as u64 - HEADER) / BLOCK;
+                let offset = HEADER + block * BLOCK;
+                assert_eq!(ending, Ending::Damaged { offset }, "{at}");
+            }
+        }
+    }
+}
+
+/// Bytes with right checksums are refused as records, without a panic and without memory.
+#[test]
+fn any_bytes_are_read() {
+    let place = Place::new();
+    let (bytes, _) = recorded(&place, 64 << 20);
+    let path = place.path("any");
+    let mut random = Random::new(3);
+    for _ in 0..300 {
+        let mut any: Vec<u8> = match random.below(3) {
+            0 => (0..random.below(5000))
+                .map(|_| random.bits() as u8)
+                .collect(),
+            _ => bytes[..random.below(bytes.len())].to_vec(),
+        };
+        for _ in 0..random.below(20) {
+            let at = random.below(any.len().max(1));
+            if let Some(byte) = any.get_mut(at) {
+                *byte = random.bits() as u8;
+            }
+        }
+        fs::write(&path, &any).expect("written");
+        if let Ok(mut tape) = Tape::read(&path) {
+            assert!(tape.lines().count() <= any.len());
+            let _ = tape.script(|_, _| true);
+        }
+    }
+}
+
+/// What no recorder writes, with the checksums that it would have.
+#[test]
+fn records_that_are_none_are_damage() {
+    let place = Place::new();
+    let (bytes, journal) = recorded(&place, 64 << 20);
+    let mut random = Random::new(4);
+    for _ in 0..300 {
+        let mut bytes = bytes.clone();
+        for _ in 0..random.between(1, 4) {
+            // In the first block.
+            let at = 128 + random.below(2000) * 8;
+            let word = match random.below(3) {
+                0 => random.bits(),
+                // A valid kind with anything else.
+                1 => random.bits() & !15 | random.between(1, 6) as u64,
+                _ => u64::MAX << random.below(64),
+            };
+            bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        }
+        seal(&mut bytes[64..64 + 65536]);
+        let path = place.path("misleading");
+        fs::write(&path, &bytes).expect("written");
+        let mut tape = Tape::read(&path).expect("a recording");
+        assert!(tape.lines().count() <= bytes.len());
+        let _ = tape.script(|_, _| true);
+        let mut replay = Replay::new(tape, config(), Journal::new()).expect("a whole tape");
+        if replay.listen(listen(), |_, _| Talker::default()).is_ok() {
+            let _ = replay.run();
+        }
+        assert!(replay.app().len() <= journal.len() + 1000);
+    }
+}
+
+/// Computes the checksum of a block anew.
+fn seal(block: &mut [u8]) {
+    let word = |at: usize| u64::from_le_bytes(block[at * 8..at * 8 + 8].try_into().expect("eight"));
+    let add = |sum: u64, word: u64| {
+        (sum ^ word)
+            .wrapping_mul(0x0000_0100_0000_01B3)
+            .rotate_left(17)
+    };
+    let start = 0xCBF2_9CE4_8422_2325;
+    let used = usize::try_from(word(2)).expect("small");
+    let content = (8..8 + used).map(word).fold(start, add);
+    let sum = (1..5).map(word).chain([content]).fold(start, add);
+    block[..8].copy_from_slice(&sum.to_le_bytes());
+}
