@@ -187,6 +187,7 @@ pub(crate) trait StreamOps {
 }
 
 /// A command of a handle, as far as it can be written down.
+#[cfg_attr(not(feature = "record"), allow(dead_code))] // recordings alone look at it
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Noted<'a> {
     Drain(Duration),
