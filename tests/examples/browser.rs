@@ -76,11 +76,19 @@ impl Browser {
             self.call(&format!("{domain}.enable"), json!({}));
         }
         self.call("Page.navigate", json!({ "url": url }));
+        self.until("location.protocol === 'http:' && document.readyState === 'complete'");
     }
 
     /// One command, and its result.
     #[track_caller]
     pub fn call(&mut self, method: &str, parameters: Value) -> Value {
+        let answer = self.answer(method, parameters);
+        assert!(answer.get("error").is_none(), "{method}: {answer}");
+        answer["result"].clone()
+    }
+
+    /// One command, and its answer: a result or an error.
+    fn answer(&mut self, method: &str, parameters: Value) -> Value {
         self.next += 1;
         let id = self.next;
         let mut command = json!({ "id": id, "method": method, "params": parameters });
@@ -97,8 +105,7 @@ impl Browser {
             };
             let answer: Value = serde_json::from_str(&text).expect("JSON");
             if answer["id"] == id {
-                assert!(answer.get("error").is_none(), "{method}: {answer}");
-                return answer["result"].clone();
+                return answer;
             }
             let is_complaint = match answer["method"].as_str() {
                 Some("Runtime.exceptionThrown") => true,
@@ -114,18 +121,19 @@ impl Browser {
     /// The value of an expression in the page.
     #[track_caller]
     pub fn eval(&mut self, expression: &str) -> Value {
-        let parameters =
-            json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
-        let result = self.call("Runtime.evaluate", parameters);
+        let result = self.call("Runtime.evaluate", evaluate(expression));
         let exception = result.get("exceptionDetails");
         assert!(exception.is_none(), "{expression}: {result}");
         result["result"]["value"].clone()
     }
 
-    /// Waits until an expression is true in the page.
+    /// Waits until an expression is true in the page. Between two pages there may be no document.
     #[track_caller]
     pub fn until(&mut self, expression: &str) {
-        eventually(expression, || self.eval(expression) == true);
+        eventually(expression, || {
+            let answer = self.answer("Runtime.evaluate", evaluate(expression));
+            answer["result"]["result"]["value"] == true
+        });
     }
 
     /// A picture of the page, `width` pixels wide.
@@ -155,6 +163,10 @@ impl Browser {
         };
         (metric("JSHeapUsedSize"), metric("Nodes"))
     }
+}
+
+fn evaluate(expression: &str) -> Value {
+    json!({ "expression": expression, "returnByValue": true, "awaitPromise": true })
 }
 
 impl Drop for Browser {
