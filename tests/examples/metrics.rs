@@ -158,7 +158,8 @@ fn it_answers_when_the_echo_is_full() {
             "portcullis_listener_max_connections",
             &[("listener", "echo")]
         ),
-        3.0
+        7.0,
+        "the cap, of which four slots are reserved for the watchers"
     );
     assert_eq!(
         seen.get(
