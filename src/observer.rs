@@ -94,6 +94,15 @@ impl Observer {
             let problem = format!("the token is too short; use at least {MIN_TOKEN} bytes");
             return Err(Error::option("allow_kill", problem));
         }
+        let is_visible = |token: &String| token.bytes().all(|byte| byte.is_ascii_graphic());
+        if !self.token.as_ref().is_none_or(is_visible) {
+            let problem = "a token has visible ASCII characters only, without blanks";
+            return Err(Error::option("allow_kill", problem));
+        }
+        if let Some(name) = self.hosts.iter().find(|name| !guard::is_name(name)) {
+            let problem = format!("{name:?} is no name of a host without a port");
+            return Err(Error::option("allow_host", problem));
+        }
         let mut listen = Listen::tcp(addr, Framing::custom(http::Requests::default));
         let remote = listen.resolved()?.iter().find(|addr| !is_loopback(addr));
         if let Some(addr) = remote.filter(|_| !self.is_remote) {
@@ -107,7 +116,10 @@ impl Observer {
         listen.reserved = 4;
         listen.conn.max_frame = Some(http::MAX_HEAD + http::MAX_BODY + 2);
         listen.conn.frame_timeout = Duration::from_secs(10);
-        listen.conn.idle_timeout = Duration::from_secs(60);
+        listen.conn.idle_timeout = Duration::from_secs(15);
+        // Its own slots are no others', however silent a browser is that connects ahead of time.
+        listen.evict_silent = false;
+        listen.socket.send_buffer = Some(64 * 1024);
         listen.conn.write_timeout = Duration::from_secs(10);
         listen.conn.output_limit = listen.conn.high_watermark;
         Ok(listen)
@@ -149,7 +161,8 @@ fn is_loopback(addr: &Addr) -> bool {
 
 impl<A> Service<A> for Observer {
     fn accept(&mut self, _app: &mut A, peer: Peer) -> Result<Box<dyn Handler<A>>, Refuse> {
-        if !self.is_remote && !is_loopback(&peer.addr) {
+        let is_local = is_loopback(&peer.addr) && is_loopback(&peer.source());
+        if !self.is_remote && !is_local {
             return Err(Refuse::silently());
         }
         let shared = self.shared.get_or_insert_with(|| {

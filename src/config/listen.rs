@@ -54,9 +54,10 @@ pub struct Listen {
     /// must answer while the server is full.
     ///
     /// Slots that are taken already are reserved when they become free; no connection is closed for
-    /// it. If they are all of the cap, other listeners get none. With [`Shards`](crate::Shards)
-    /// each shard reserves as many. Turn [`Listen::evict_silent`] off, or silent connections of
-    /// this listener are evicted for others all the same. Defaults to 0. *Live.*
+    /// it. No more than [`Listen::max_connections`] are reserved. If they are all of the cap, other
+    /// listeners get none. With [`Shards`](crate::Shards) each shard reserves as many. Turn
+    /// [`Listen::evict_silent`] off, or silent connections of this listener are evicted for others
+    /// all the same. Defaults to 0. *Live.*
     pub reserved: usize,
     /// Policy for clients that connect while a cap or an accept rate is reached. Defaults to
     /// [`AtCapacity::Wait`]. *Live.*

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::http::Request;
+use super::http::{trim, Request};
 
 /// A shorter token could be guessed.
 pub(super) const MIN_TOKEN: usize = 16;
@@ -31,6 +31,13 @@ pub(super) fn is_own_host(host: &str, local: Option<IpAddr>, allowed: &[String])
         let literal = literal.to_canonical();
         literal.is_loopback() || local.is_some_and(|local| local.to_canonical() == literal)
     })
+}
+
+/// Whether this can be the host of a request, without a port.
+pub(super) fn is_name(host: &str) -> bool {
+    let is_whole = |(name, _): (&str, &str)| name.len() == host.len();
+    let is_visible = host.bytes().all(|byte| byte.is_ascii_graphic());
+    is_visible && split_port(host).is_some_and(is_whole)
 }
 
 /// Splits a host into its name and its port. `None` if it is neither.
@@ -62,7 +69,7 @@ pub(super) fn is_own_origin(request: &Request<'_>) -> bool {
 pub(super) fn has_token(request: &Request<'_>, token: &str) -> bool {
     let given = request.authorization.and_then(|value| {
         let (scheme, given) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| given.trim())
+        scheme.eq_ignore_ascii_case("bearer").then(|| trim(given))
     });
     given.is_some_and(|given| is_same(given.as_bytes(), token.as_bytes()))
 }

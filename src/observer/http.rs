@@ -211,8 +211,8 @@ impl<'a> Fields<'a> {
     fn read(headers: &[httparse::Header<'a>]) -> Result<Self, Refusal> {
         let mut fields = Self::default();
         for header in headers {
-            let value = || std::str::from_utf8(header.value).map_err(|_| bad("no ASCII"));
-            let once = |field: &mut Option<&'a str>| match field.replace(value()?.trim()) {
+            let value = || ascii(header.value).ok_or_else(|| bad("a header that is no ASCII"));
+            let once = |field: &mut Option<&'a str>| match field.replace(value()?) {
                 None => Ok(()),
                 Some(_) => Err(bad("a header that is there twice")),
             };
@@ -226,7 +226,7 @@ impl<'a> Fields<'a> {
                 }
                 "expect" => return Err(refuse("417 Expectation Failed", "an expectation")),
                 "connection" => {
-                    let mut options = value()?.split(',').map(str::trim);
+                    let mut options = value()?.split(',').map(trim);
                     fields.closes |= options.any(|option| option.eq_ignore_ascii_case("close"));
                 }
                 _ => {}
@@ -245,6 +245,16 @@ impl<'a> Fields<'a> {
         // A number that overflows is too large.
         Ok(digits.parse().unwrap_or(usize::MAX))
     }
+}
+
+fn ascii(value: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(value).ok()?;
+    text.is_ascii().then(|| trim(text))
+}
+
+/// Removes the blanks of HTTP (RFC 9110, OWS) at both ends.
+pub(super) fn trim(text: &str) -> &str {
+    text.trim_matches([' ', '\t'])
 }
 
 /// Splits a target into its authority, if it is a whole URL, and its path with the query.
@@ -392,6 +402,15 @@ mod tests {
             (format!("{post}Content-Length: +1\r\n\r\n"), "400"),
             (format!("{post}Content-Length: 0x1\r\n\r\n"), "400"),
             (format!("{post}Content-Length:\r\n\r\n"), "400"),
+            // Blanks of Unicode are none of HTTP.
+            (format!("{post}Content-Length: \u{2003}3\r\n\r\nabc"), "400"),
+            (format!("{post}Content-Length: 3\u{a0}\r\n\r\nabc"), "400"),
+            (
+                "GET / HTTP/1.1\r\nHost: localhost\u{a0}\r\n\r\n".to_owned(),
+                "400",
+            ),
+            (format!("{host}Connection: close\u{a0}\r\n\r\n"), "400"),
+            (format!("{post}Content-Length: \t3 \r\n\r\nabc"), "200"),
             (format!("{post}Content-Length: 1025\r\n\r\n"), "413"),
             (
                 format!("{post}Content-Length: {}\r\n\r\n", "9".repeat(30)),

@@ -12,7 +12,7 @@ use crate::id::{ConnId, ListenerId};
 /// Number of connections that are shown.
 pub(super) const SHOWN: usize = 100;
 /// Limits on a filter: each connection is compared with all of it.
-const MAX_FILTER: usize = 64;
+const MAX_FILTER: usize = 256;
 const MAX_WORDS: usize = 4;
 
 /// By what connections are sorted.

@@ -112,7 +112,7 @@ impl Session {
                 let body = serde_json::to_vec(&tree).map_err(Close::because)?;
                 reply(cx, request, answer(OK, JSON, body))
             }
-            "/healthz" if cx.conn.is_draining() => {
+            "/healthz" if cx.conn.control().tree(0).draining => {
                 reply(cx, request, plain("503 Service Unavailable", "draining\n"))
             }
             "/healthz" => reply(cx, request, plain(OK, "ok\n")),
@@ -126,7 +126,7 @@ impl Session {
     fn follow<A>(&mut self, cx: &mut Context<'_, A>, request: &Request<'_>) -> Outcome {
         let Some(query) = Query::parse(request.query) else {
             let text = "sort: queue, traffic, age, address; order: asc, desc; filter: up to 4 \
-                        words, 64 bytes\n";
+                        words, 256 bytes\n";
             return reply(cx, request, plain("400 Bad Request", text));
         };
         let head = head(OK, EVENTS, None, false, "");

@@ -173,6 +173,8 @@ fn accept_next<A, O: Os>(
         work,
         ..
     } = core;
+    // The client before may have been turned away.
+    listeners.refill_reserves(conns);
     let Some(listener) = listeners.get_mut(at) else {
         return Step::Done;
     };

@@ -51,6 +51,7 @@ pub(super) fn admit<A, O: Os>(
     evict_for(inner, app, at);
     let core = &mut inner.core;
     let is_full = core.listeners.get(at)?.reached_cap().is_some();
+    core.listeners.refill_reserves(&mut core.conns);
     if is_full || !core.conns.has_claim() && !claim_slot(&mut core.conns) {
         core.conns.unclaim();
         uncount(&mut inner.core, at, ip, counted);

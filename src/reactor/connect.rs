@@ -184,6 +184,7 @@ impl<O: Os> Core<O> {
         open: impl FnOnce(&mut Self, ConnId) -> R,
     ) -> Option<(ConnId, R)> {
         if returning.is_none() {
+            self.listeners.refill_reserves(&mut self.conns);
             self.conns.prepare();
         } else if !self.conns.has_memory() {
             return None;

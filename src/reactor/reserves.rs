@@ -29,28 +29,35 @@ impl<L> Listener<L> {
         conns.claim()
     }
 
-    /// Number of free slots that it is to have beside its connections.
-    fn wanted(&self) -> usize {
-        match self.socket.is_some() {
-            true => self.options.reserved.saturating_sub(self.connections),
-            false => 0,
+    /// Number of free slots that it is to have beside its connections. One whose last callback runs
+    /// has left its slot.
+    fn wanted<S>(&self, conns: &Connections<S>) -> usize {
+        if self.socket.is_none() {
+            return 0;
         }
+        let leaving = usize::from(conns.leaving_listener() == Some(self.id));
+        let max = self.options.max_connections.unwrap_or(usize::MAX);
+        let reserved = self.options.reserved.min(max);
+        reserved.saturating_sub(self.connections.saturating_sub(leaving))
     }
 
     /// It has more free slots than it is to have, or the cap was lowered.
     fn has_excess<S>(&self, conns: &Connections<S>) -> bool {
-        self.reserve > self.wanted() || self.reserve > 0 && conns.exceeds_cap()
+        self.reserve > self.wanted(conns) || self.reserve > 0 && conns.exceeds_cap()
     }
 
     fn can_refill<S>(&self, conns: &Connections<S>) -> bool {
-        let wanted = self.wanted();
-        self.has_excess(conns) || self.reserve < wanted && conns.has_room()
+        self.has_excess(conns) || self.reserve < self.wanted(conns) && conns.has_room()
     }
 
     fn refill<S>(&mut self, conns: &mut Connections<S>) {
-        let wanted = self.wanted();
-        while self.reserve < wanted && conns.reserve() {
-            self.reserve += 1;
+        {
+            // A server that has seen room for a client finds it.
+            let gate = conns.gate();
+            let _locked = gate.as_ref().map(|shared_cap| shared_cap.lock());
+            while self.reserve < self.wanted(conns) && conns.reserve() {
+                self.reserve += 1;
+            }
         }
         while self.has_excess(conns) {
             conns.unreserve();

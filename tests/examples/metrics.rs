@@ -179,7 +179,7 @@ fn it_answers_when_the_echo_is_full() {
     let (_, tree) = get(watch, "/tree");
     assert!(tree.starts_with("server: 4 of 7 connections, "), "{tree}");
     assert!(
-        tree.contains("\"echo\" on ") && tree.contains(": Full, 3 of 3 connections, 3 accepted\n"),
+        tree.contains("\"echo\" on ") && tree.contains(": Full, 3 of 7 connections, 3 accepted\n"),
         "{tree}"
     );
     let peer = inside[2].local_addr().expect("an address");

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    AtCapacity, CloseReason, Config, Context, Framing, Handler, Listen, ListenerState, Outcome,
+    AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Error, Framing,
+    Handler, Listen, ListenerState, Outcome,
 };
 
 struct Echo;
@@ -143,4 +144,96 @@ fn their_number_can_be_changed() {
         .expect("it is open");
     sim.settle();
     assert!(is_served(&mut sim, other));
+}
+
+/// Each client that is turned away leaves the slot to the listener that it came to.
+#[test]
+fn denied_clients_give_none_to_others() {
+    let mut sim = Sim::new(1, Config::max_connections(10), ());
+    let refuses = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+        listen.at_capacity = AtCapacity::Refuse {
+            farewell: b"full".to_vec(),
+        };
+    });
+    let refusing = sim.listen(refuses, |_: &mut (), _| Echo).expect("listen");
+    let waiting = listen(&mut sim, "waiting", 0);
+    let local = AccessRules::deny_all()
+        .allow("127.0.0.0/8")
+        .expect("a network");
+    let operator = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+        listen.reserved = 4;
+        listen.access_rules = local;
+    });
+    let operator = sim.listen(operator, |_: &mut (), _| Echo).expect("listen");
+    let _inside = served::<6>(&mut sim, refusing);
+    for _ in 0..5 {
+        for _ in 0..4 {
+            sim.connect_from(operator, [10, 1, 2, 3].into())
+                .expect("it listens");
+            sim.connect(refusing).expect("it listens");
+            sim.connect(waiting).expect("it listens");
+        }
+        sim.settle();
+    }
+    assert_eq!(sim.stats().open, 6);
+    assert_eq!(sim.stats().closed(CloseReason::Denied), 20);
+    let reports = [(); 4].map(|()| {
+        let client = sim.connect_from(operator, [127, 0, 0, 1].into());
+        let client = client.expect("it listens");
+        sim.send(client, b"\0\x02hi");
+        client
+    });
+    sim.settle();
+    assert!(reports.iter().all(|&client| is_served(&mut sim, client)));
+}
+
+/// Connects elsewhere in its last callback.
+struct Dials(SocketAddr);
+
+impl Handler for Dials {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_>, _: &Closed) {
+        let connect = Connect::new(Framing::Raw);
+        let dialed = cx.conn.control().connect(self.0, connect, Echo);
+        assert!(
+            matches!(dialed, Err(Error::AtCapacity { .. })),
+            "{dialed:?}"
+        );
+    }
+}
+
+#[test]
+fn an_outgoing_connection_takes_none() {
+    let mut sim = Sim::new(1, Config::max_connections(5), ());
+    let public = listen(&mut sim, "public", 0);
+    let operator = Listen::tcp("127.0.0.1:0", Framing::Packet2);
+    let operator = operator.with(|listen| listen.reserved = 2);
+    let operator = sim.listen(operator, move |_: &mut (), _| Dials(public));
+    let operator = operator.expect("listen");
+    let reports = served::<2>(&mut sim, operator);
+    let _inside = served::<3>(&mut sim, public);
+    for report in reports {
+        sim.finish(report);
+    }
+    sim.settle();
+    assert_eq!((sim.stats().open, sim.stats().outgoing), (3, 0));
+    let _reports = served::<2>(&mut sim, operator);
+}
+
+/// More than the listener may have are reserved for nobody.
+#[test]
+fn a_listener_reserves_no_more_than_its_own_limit() {
+    let mut sim = Sim::new(1, Config::max_connections(10), ());
+    let public = listen(&mut sim, "public", 0);
+    let operator = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+        listen.reserved = 8;
+        listen.max_connections = Some(2);
+    });
+    let operator = sim.listen(operator, |_: &mut (), _| Echo).expect("listen");
+    let _inside = served::<8>(&mut sim, public);
+    let _reports = served::<2>(&mut sim, operator);
 }

@@ -444,10 +444,18 @@ fn other_hosts_and_short_tokens_need_a_decision() {
     ] {
         assert!(Observer::new().listen(addr).is_ok(), "{addr}");
     }
-    assert_eq!(
-        refused(Observer::new().allow_kill("short"), "127.0.0.1:0"),
-        "allow_kill"
-    );
+    for token in ["short", "0123456789abcde ", "0123456789abcdef\r\n"] {
+        let observer = Observer::new().allow_kill(token);
+        assert_eq!(refused(observer, "127.0.0.1:0"), "allow_kill");
+    }
+    for host in ["stats.example:9222", "", "stats example"] {
+        let observer = Observer::new().allow_host(host);
+        assert_eq!(refused(observer, "127.0.0.1:0"), "allow_host");
+    }
+    for host in ["stats.example", "[2001:db8::1]"] {
+        let observer = Observer::new().allow_host(host);
+        assert!(observer.listen("127.0.0.1:0").is_ok(), "{host}");
+    }
     assert!(matches!(
         Observer::new().listen("nonsense"),
         Err(Error::Address { .. })

@@ -1,6 +1,7 @@
 //! Slots that are kept free for the clients of one listener: how many there are.
 
-use super::{CapShare, Connections};
+use super::Connections;
+use crate::id::ListenerId;
 
 impl<S> Connections<S> {
     /// The cap was lowered, and more slots are taken.
@@ -14,9 +15,18 @@ impl<S> Connections<S> {
     /// Keeps a free slot for the clients of one listener. False if none is free.
     pub(in crate::reactor) fn reserve(&mut self) -> bool {
         let has_room = self.has_room();
-        let reserved = has_room && self.share.as_mut().is_none_or(CapShare::take);
+        let reserved = match &mut self.share {
+            Some(share) => has_room && (share.take() || self.pass_leaving_permit(true)),
+            None => has_room,
+        };
         self.reserved += usize::from(reserved);
         reserved
+    }
+
+    /// The listener of the connection whose last callback runs.
+    pub(in crate::reactor) fn leaving_listener(&self) -> Option<ListenerId> {
+        let leaving = self.leaving?;
+        self.get(leaving.id)?.listener
     }
 
     /// Gives a reserved slot back.
