@@ -26,7 +26,7 @@ use super::browser::Browser;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-const TOKEN: &str = "not so easily guessed";
+const TOKEN: &str = "not-so-easily-guessed";
 
 /// The example with an observer, the echo's address, and the page's.
 fn start(options: &[&str]) -> (ChildProcess, SocketAddr, String) {
