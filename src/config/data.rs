@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use serde::{de::Error, Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{AtCapacity, Connect, Listen, ProxyProtocol, Retry, SocketOptions, SourceLimits};
+use super::{Connect, Listen, Retry};
 use crate::access::AccessRules;
 use crate::addr::Addr;
-use crate::proto::{ConnConfig, Framing, Rate};
+use crate::proto::{Framing, Rate};
 
 /// Reads a value from the text that it prints.
 fn parse<'de, T, D>(deserializer: D) -> Result<T, D::Error>
@@ -64,6 +64,12 @@ impl Connect {
     }
 }
 
+impl Listen {
+    pub(super) fn nowhere() -> Self {
+        Self::at(Vec::new(), Framing::default())
+    }
+}
+
 /// Bytes, as a text where they are one.
 pub(super) mod bytes {
     use super::*;
@@ -95,109 +101,21 @@ pub(super) mod bytes {
     }
 }
 
-/// The options of a listener that are data: all but TLS and an adopted socket.
-#[derive(Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct ListenData {
-    addrs: Vec<Addr>,
-    name: Option<String>,
-    framing: Framing,
-    conn: ConnConfig,
-    socket: SocketOptions,
-    max_connections: Option<usize>,
-    reserved: usize,
-    at_capacity: AtCapacity,
-    evict_silent: bool,
-    access_rules: AccessRules,
-    proxy_protocol: ProxyProtocol,
-    trusted_proxies: Option<AccessRules>,
-    accept_rate: Option<Rate>,
-    source_limits: SourceLimits,
-    total_read_rate: Option<Rate>,
-    total_frame_rate: Option<Rate>,
-}
+/// The addresses of a listener.
+pub(super) mod addrs {
+    use super::*;
+    use crate::config::listen::Addrs;
 
-impl Default for ListenData {
-    fn default() -> Self {
-        Self::of(Listen::at(Vec::new(), Framing::default()))
-    }
-}
-
-impl ListenData {
-    fn of(listen: Listen) -> Self {
-        let Listen {
-            addrs,
-            adopted: _,
-            tls: _,
-            name,
-            framing,
-            conn,
-            socket,
-            max_connections,
-            reserved,
-            at_capacity,
-            evict_silent,
-            access_rules,
-            proxy_protocol,
-            trusted_proxies,
-            accept_rate,
-            source_limits,
-            total_read_rate,
-            total_frame_rate,
-        } = listen;
-        Self {
-            addrs: addrs.unwrap_or_default(),
-            name,
-            framing,
-            conn,
-            socket,
-            max_connections,
-            reserved,
-            at_capacity,
-            evict_silent,
-            access_rules,
-            proxy_protocol,
-            trusted_proxies,
-            accept_rate,
-            source_limits,
-            total_read_rate,
-            total_frame_rate,
-        }
+    pub(in crate::config) fn serialize<S: Serializer>(
+        addrs: &Addrs,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        addrs.as_deref().unwrap_or_default().serialize(serializer)
     }
 
-    fn listen(self) -> Listen {
-        Listen {
-            name: self.name,
-            conn: self.conn,
-            socket: self.socket,
-            max_connections: self.max_connections,
-            reserved: self.reserved,
-            at_capacity: self.at_capacity,
-            evict_silent: self.evict_silent,
-            access_rules: self.access_rules,
-            proxy_protocol: self.proxy_protocol,
-            trusted_proxies: self.trusted_proxies,
-            accept_rate: self.accept_rate,
-            source_limits: self.source_limits,
-            total_read_rate: self.total_read_rate,
-            total_frame_rate: self.total_frame_rate,
-            ..Listen::at(self.addrs, self.framing)
-        }
-    }
-}
-
-impl Serialize for Listen {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        ListenData::of(self.clone()).serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Listen {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let data = ListenData::deserialize(deserializer)?;
-        if data.addrs.is_empty() {
-            return Err(D::Error::missing_field("addrs"));
-        }
-        Ok(data.listen())
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Addrs, D::Error> {
+        Vec::deserialize(deserializer).map(Ok)
     }
 }

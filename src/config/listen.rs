@@ -13,6 +13,9 @@ use crate::addr::{Addr, UnixAddr};
 use crate::error::{Error, Result};
 use crate::proto::{ConnConfig, Framing, Rate, TlsConfig};
 
+/// The addresses of a listener; or the given text, and why it names none.
+pub(super) type Addrs = std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>;
+
 /// Options of one listener: its address, its framing, its limits.
 ///
 /// Each option says when a change of it through
@@ -30,12 +33,20 @@ use crate::proto::{ConnConfig, Framing, Rate, TlsConfig};
 /// listen.at_capacity = AtCapacity::Refuse { farewell: b"full, try later\n".to_vec() };
 /// ```
 #[derive(Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(
+    feature = "serde",
+    serde(default = "Listen::nowhere", deny_unknown_fields)
+)]
 #[must_use]
 #[non_exhaustive]
 pub struct Listen {
-    pub(crate) addrs: std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>,
+    #[cfg_attr(feature = "serde", serde(with = "super::data::addrs"))]
+    pub(crate) addrs: Addrs,
     /// The socket to take over, until then.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) adopted: Option<Arc<OwnedFd>>,
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) tls: Option<TlsConfig>,
     pub(crate) name: Option<String>,
     /// How the stream is cut into frames. *Next connection.*
@@ -309,10 +320,7 @@ impl Listen {
         Self::new(Ok(addrs), framing)
     }
 
-    fn new(
-        addrs: std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>,
-        framing: Framing,
-    ) -> Self {
+    fn new(addrs: Addrs, framing: Framing) -> Self {
         Self {
             addrs,
             adopted: None,
