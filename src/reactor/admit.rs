@@ -4,7 +4,6 @@ use std::io;
 
 use super::close::finish_close;
 use super::connection::Connection;
-use super::connections::Connections;
 use super::core::Core;
 use super::drive::Scratch;
 use super::incoming::Incoming;
@@ -51,8 +50,7 @@ pub(super) fn admit<A, O: Os>(
     evict_for(inner, app, at);
     let core = &mut inner.core;
     let is_full = core.listeners.get(at)?.reached_cap().is_some();
-    core.listeners.refill_reserves(&mut core.conns);
-    if is_full || !core.conns.has_claim() && !claim_slot(&mut core.conns) {
+    if is_full || !core.conns.has_claim() && !claim_slot(core) {
         core.conns.unclaim();
         uncount(&mut inner.core, at, ip, counted);
         turn_away(
@@ -216,7 +214,11 @@ fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
 }
 
 /// Claims a slot for the client, if an eviction or another server has freed one.
-fn claim_slot<S>(conns: &mut Connections<S>) -> bool {
+fn claim_slot<O: Os>(core: &mut Core<O>) -> bool {
+    let Core {
+        conns, listeners, ..
+    } = core;
+    listeners.refill_reserves(conns);
     conns.prepare();
     let gate = conns.gate();
     let _locked = gate.as_ref().map(|shared_cap| shared_cap.lock());

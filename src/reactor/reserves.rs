@@ -75,10 +75,11 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// Reserves slots that have become free, and gives back those that are not needed any more.
+    /// Reserves slots that have become free, and gives back those that are not needed any more. Not
+    /// while a client is being admitted, whose slot is neither free nor its listener's yet.
     #[inline]
     pub(super) fn refill_reserves<S>(&mut self, conns: &mut Connections<S>) {
-        if !self.reserves.is_empty() {
+        if !self.reserves.is_empty() && !conns.has_claim() {
             self.refill_all(conns);
         }
     }
