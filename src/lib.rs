@@ -102,9 +102,9 @@
 //! - `portcullis::panic`. Error: a panic of the user's code.
 //!
 //! With the feature `kv`, records about one connection have these key-values (`log::kv`), whose
-//! names are stable: `conn`, the id, unless a client got none; `listener`, the name, empty for an
-//! outgoing connection; `peer`, the address; and `reason` ([`CloseReason::name`]), unless the
-//! connection goes on.
+//! names are stable: `conn`, the id, unless a client was turned away; `listener`, the name, empty
+//! for an outgoing connection; `peer`, the address; and `reason` ([`CloseReason::name`]), unless
+//! the connection goes on.
 //!
 //! # Features
 //!

@@ -237,7 +237,7 @@ impl<O: Os> Core<O> {
         };
         logs::debug!(
             target: logs::CONNECTION,
-            { conn: id, peer: attempt.addr },
+            { conn: id, listener: "", peer: attempt.addr },
             "{id}: attempt {} to connect to {} failed: {error}; the next in {delay:?}",
             attempt.failed,
             attempt.addr
