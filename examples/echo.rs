@@ -42,7 +42,8 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     config.memory_limit = options.memory_limit;
     let observer = options.observer()?;
     if let Some((listen, _)) = &observer {
-        config.max_connections += listen.reserved; // on top of the clients
+        // On top of the clients.
+        config.max_connections = config.max_connections.saturating_add(listen.reserved);
     }
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app, _peer| Echo)?;

@@ -435,3 +435,21 @@ fn written() -> BTreeSet<String> {
     }
     written
 }
+
+/// A drain closes the listener and idle connections; a request that has come is still answered.
+#[test]
+fn a_request_during_a_drain_is_told_so() {
+    let mut world = world(Config::new(), listen());
+    let host = Ipv4Addr::LOCALHOST.into();
+    let client = world.sim.connect_from(world.page, host);
+    let client = client.expect("a listener");
+    world.sim.settle();
+    world.sim.control().drain(10 * SECOND);
+    let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    world.sim.send(client, request);
+    world.sim.settle();
+    let answer = world.text(client);
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.ends_with("\r\n\r\ndraining\n"), "{answer}");
+    assert!(world.sim.connect_from(world.page, host).is_none());
+}

@@ -220,3 +220,9 @@ fn a_promise_costs_nothing() {
     let held = sim.stats().memory;
     assert!(held <= KIB, "{held} bytes for a header of 8 MiB");
 }
+
+#[test]
+fn the_readme_knows_the_number_of_reasons() {
+    let words = format!("**One of {} reasons**", CloseReason::ALL.len());
+    assert!(include_str!("../../README.md").contains(&words), "{words}");
+}
