@@ -36,7 +36,6 @@ pub(super) fn broken(
         return Some(fault);
     }
     let is_compact = |session: &Session| session.is_compact();
-    let has_ended = |session: &Session| session.peer_closed() || session.has_failed();
     let due = parts.deadlines.has_due_timer();
     let facts = [
         (
@@ -44,7 +43,7 @@ pub(super) fn broken(
             "sent output takes more memory than pending output",
         ),
         (
-            status.tls_ended == session.is_some_and(has_ended),
+            status.tls_ended == session.is_some_and(Session::has_ended),
             "TLS has ended, or has not, and the flag says otherwise",
         ),
         (

@@ -662,3 +662,30 @@ fn what_cannot_be_watched_is_a_typed_error() {
     drop(sim);
     assert_eq!(theirs.read(&mut [0; 1]).expect("the end"), 0);
 }
+
+/// The peer's close_notify is read before the connection is detached, in the same turn.
+#[cfg(feature = "tls")]
+#[test]
+fn a_connection_whose_peer_has_said_close_notify_is_detached() {
+    use kit::sim_tls;
+    let mut sim = Sim::new(3, Config::new(), App::default());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line).tls(sim_tls::server_config());
+    let addr = sim.listen(listen, |_: &mut App, _| Echo).expect("listen");
+    let client = sim.connect(addr).expect("room");
+    let mut tls = sim_tls::Client::new();
+    sim.send(client, &tls.encrypt(b""));
+    sim.settle();
+    let hello = sim.received(client);
+    let flight = tls.decrypt(&hello, &mut Vec::new()).expect("a hello");
+    let last_words = [flight, tls.encrypt(b"out\n"), tls.close_notify()].concat();
+    sim.send(client, &last_words);
+    sim.settle();
+    let stream = sim.app().detached.borrow_mut().pop().expect("a stream");
+    let error = sim.control().attach(stream, lines(), Echo);
+    assert!(matches!(error, Err(Error::ConnState(_))), "{error:?}");
+    sim.settle();
+    let mut said = Vec::new();
+    tls.decrypt(&sim.received(client), &mut said).expect("TLS");
+    assert_eq!(said, b"leaving\n");
+    assert_eq!(sim.app().closed, [CloseReason::Detached]);
+}

@@ -103,7 +103,7 @@ impl Machine {
         };
         session.receive(wire, plain, &mut pool.buffers);
         let (agreed, failed) = (!session.is_handshaking(), session.has_failed());
-        if failed || session.peer_closed() {
+        if session.has_ended() {
             self.status.tls_ended = true;
         }
         match (self.state(), agreed) {

@@ -244,6 +244,7 @@ impl Machine {
     /// Ends the connection's part in the loop.
     pub(crate) fn detach(&mut self, pool: &mut Pool) -> DetachedIo {
         let tls = self.tls.take();
+        self.status.tls_ended = false;
         let parts = self.parts();
         let remains = DetachedIo::new(
             EndLimits::of(&self.limits),

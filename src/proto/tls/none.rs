@@ -54,6 +54,10 @@ impl Session {
         match *self {}
     }
 
+    pub(super) fn has_ended(&self) -> bool {
+        match *self {}
+    }
+
     pub(super) fn is_not_tls(&self) -> bool {
         match *self {}
     }

@@ -170,6 +170,11 @@ impl Session {
         self.peer_closed
     }
 
+    /// True if nothing more can be decrypted.
+    pub(in crate::proto) fn has_ended(&self) -> bool {
+        self.peer_closed || self.has_failed()
+    }
+
     /// True if the first byte begins no TLS record (types 20 to 24, RFC 8446 section 5.1), and no
     /// SSLv2 hello.
     pub(in crate::proto) fn is_not_tls(&self) -> bool {
@@ -199,7 +204,7 @@ impl Session {
         plain: &mut Vec<u8>,
         buffers: &mut Buffers,
     ) {
-        if self.peer_closed || self.has_failed() {
+        if self.has_ended() {
             return;
         }
         if let Err(error) = self.decrypt(wire, plain, buffers) {
