@@ -31,7 +31,7 @@ pub fn run(
         ("ping" | "echo", [text]) => reply.bulk(text),
         ("quit", _) => {
             client.has_quit = true;
-            reply.simple("OK");
+            reply.ok();
         }
         ("reset", []) => {
             pubsub::unsubscribe_all(client, cx);
@@ -40,7 +40,7 @@ pub fn run(
             reply.simple("RESET");
         }
         ("select", [index]) => match integer(index) {
-            Some(0) => reply.simple("OK"),
+            Some(0) => reply.ok(),
             Some(_) => return Err("ERR DB index is out of range".into()),
             None => return Err(NOT_INTEGER.into()),
         },
@@ -61,9 +61,9 @@ pub fn run(
         ("client", [word, rest @ ..]) => match (word.to_ascii_uppercase().as_slice(), rest) {
             (b"SETNAME", [name]) => {
                 set_name(cx, name)?;
-                reply.simple("OK");
+                reply.ok();
             }
-            (b"SETINFO", [_, _]) => reply.simple("OK"), // of the client's library: not kept
+            (b"SETINFO", [_, _]) => reply.ok(), // of the client's library: not kept
             (b"GETNAME", []) => {
                 let name = cx.app.clients.get(&cx.conn.id()).map(|(_, name)| name);
                 reply.bulk_or_null(name.filter(|name| !name.is_empty()));

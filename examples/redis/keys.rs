@@ -26,7 +26,7 @@ pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result
         ("dbsize", []) => reply.integer(db.len()),
         ("flushall" | "flushdb", [] | [_]) => {
             db.clear(); // SYNC or ASYNC makes no difference
-            reply.simple("OK");
+            reply.ok();
         }
         ("expire", [key, time]) => expire(db, key, deadline(db, b"EX", time, name)?, reply),
         ("pexpire", [key, time]) => expire(db, key, deadline(db, b"PX", time, name)?, reply),

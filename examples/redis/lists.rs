@@ -54,7 +54,7 @@ pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result
                 (range.end..list.len()).for_each(|_| drop(list.pop(End::Right)));
                 (0..range.start).for_each(|_| drop(list.pop(End::Left)));
             })?;
-            reply.simple("OK");
+            reply.ok();
         }
         ("lrem", [key, count, item]) => {
             let count = integer(count).ok_or(NOT_INTEGER)?;

@@ -270,16 +270,21 @@ fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(usize, usize)>, F
     if first != mark {
         return Err(unexpected(mark, first));
     }
-    // Most numbers have one digit.
-    if let [digit @ b'0'..=b'9', b'\r', _, ..] = line {
-        return Ok(Some((usize::from(digit - b'0'), at + 4)));
+    // Most numbers have one digit or two.
+    let digit = |byte: &u8| usize::from(byte - b'0');
+    match line {
+        [ones @ b'0'..=b'9', b'\r', _, ..] => return Ok(Some((digit(ones), at + 4))),
+        [tens @ b'1'..=b'9', ones @ b'0'..=b'9', b'\r', _, ..] => {
+            return Ok(Some((10 * digit(tens) + digit(ones), at + 5)));
+        }
+        _ => {}
     }
     let mut number = usize::MAX;
     for (length, &byte) in line.iter().enumerate().take(MAX_HEADER) {
         number = match (byte, number) {
             (b'\r', _) => return Ok(line.get(length + 1).map(|_| (number, at + length + 3))),
-            (b'0'..=b'9', _) if length == 0 => usize::from(byte - b'0'),
-            (b'0'..=b'9', 1..=MAX_FRONT) => number * 10 + usize::from(byte - b'0'),
+            (b'0'..=b'9', _) if length == 0 => digit(&byte),
+            (b'0'..=b'9', 1..=MAX_FRONT) => number * 10 + digit(&byte),
             _ => usize::MAX,
         };
     }
@@ -375,6 +380,11 @@ impl Reply {
         self.is_cut
     }
 
+    pub fn ok(&mut self) {
+        self.start();
+        self.put(b"+OK\r\n");
+    }
+
     pub fn simple(&mut self, text: &str) {
         self.line(b'+', text);
     }
@@ -434,22 +444,28 @@ impl Reply {
         self.line(b'*', "-1");
     }
 
+    #[inline]
     fn header(&mut self, mark: u8, length: usize) {
-        self.start(mark);
+        self.start();
+        // Copies of a known length take few instructions.
+        if let digit @ 0..=9 = length {
+            return self.put(&[mark, b'0' + digit as u8, b'\r', b'\n']);
+        }
+        self.put(&[mark]);
         self.digits(length);
         self.put(b"\r\n");
     }
 
     fn line(&mut self, mark: u8, text: &str) {
-        self.start(mark);
+        self.start();
+        self.put(&[mark]);
         self.put(text.as_bytes());
         self.put(b"\r\n");
     }
 
     /// Begins a line, unless the reply has reached its limit.
-    fn start(&mut self, mark: u8) {
+    fn start(&mut self) {
         self.is_cut |= self.bytes.len() - self.begin >= self.limit;
-        self.put(&[mark]);
     }
 
     fn digits(&mut self, number: usize) {

@@ -24,7 +24,7 @@ pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result
         ("setex", [key, seconds, value]) => {
             let deadline = future_deadline(db, b"EX", seconds, name)?;
             db.set(key, value, Some(deadline));
-            reply.simple("OK");
+            reply.ok();
         }
         ("getset", [key, value]) => {
             reply.bulk_or_null(db.string(key)?);
@@ -43,7 +43,7 @@ pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result
                     db.set(key, value, None);
                 }
             }
-            reply.simple("OK");
+            reply.ok();
         }
         ("append", [key, more]) => {
             let length = db.update(key, Value::new(b""), |value| {
@@ -95,7 +95,7 @@ fn set(
     if returns_old {
         reply.bulk_or_null(db.string(key)?);
     } else if sets {
-        reply.simple("OK");
+        reply.ok();
     } else {
         reply.null();
     }
