@@ -10,6 +10,8 @@ use mio::{Events, Interest, Poll, Token};
 /// The longest that an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 const SCRATCH: usize = 64 * 1024;
+/// Connections that are opened together: a server's backlog has room for them.
+const TOGETHER: usize = 100;
 
 /// What is asked of a server. A message is two bytes of length and the payload.
 #[derive(Clone, Copy)]
@@ -29,8 +31,20 @@ impl Work {
     }
 }
 
+/// A client's end of a connection, nonblocking. `flush` sends what `write` took. A read that does
+/// not fill its buffer has emptied the socket.
+pub trait Stream: Read + Write {
+    fn socket(&mut self) -> &mut TcpStream;
+}
+
+impl Stream for TcpStream {
+    fn socket(&mut self) -> &mut TcpStream {
+        self
+    }
+}
+
 struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     /// Bytes to send, and how far into a message what was sent ends.
     owed: usize,
     sent: usize,
@@ -56,6 +70,16 @@ pub struct Load {
 impl Load {
     /// Connects, and hears one echo on each connection.
     pub fn connect(addr: SocketAddr, work: Work) -> Self {
+        Self::over(work, || {
+            let stream = std::net::TcpStream::connect(addr).expect("it listens");
+            stream.set_nodelay(true).expect("a socket");
+            stream.set_nonblocking(true).expect("a socket");
+            Box::new(TcpStream::from_std(stream))
+        })
+    }
+
+    /// As [`Load::connect`], over connections that `connect` makes.
+    pub fn over(work: Work, connect: impl Fn() -> Box<dyn Stream>) -> Self {
         let poll = Poll::new().expect("a poll");
         let payload = (0..work.payload).map(|at| at as u8);
         let message: Vec<u8> = (work.payload as u16)
@@ -63,40 +87,52 @@ impl Load {
             .into_iter()
             .chain(payload)
             .collect();
-        let connect = |at| {
-            let stream = std::net::TcpStream::connect(addr).expect("it listens");
-            stream.set_nodelay(true).expect("a socket");
-            stream.set_nonblocking(true).expect("a socket");
-            let mut stream = TcpStream::from_std(stream);
-            let both = Interest::READABLE | Interest::WRITABLE;
-            poll.registry()
-                .register(&mut stream, Token(at), both)
-                .expect("a poll");
-            Client {
-                stream,
-                owed: 0,
-                sent: 0,
-                received: 0,
-                in_flight: 0,
-                asked: Instant::now(),
-            }
-        };
-        let clients = (0..work.connections).map(connect).collect();
         let mut load = Self {
             poll,
             events: Events::with_capacity(1024),
-            clients,
+            clients: Vec::with_capacity(work.connections),
             pattern: message.repeat(SCRATCH / message.len() + 2),
             message: message.len(),
             window: work.window,
             scratch: vec![0; SCRATCH],
             latencies: Vec::new(),
         };
-        load.run(Duration::ZERO);
+        let mut open = 0;
+        while open < work.connections {
+            let more = TOGETHER.min(work.connections - open);
+            for at in open..open + more {
+                load.add(connect());
+                load.ask(at, 1);
+            }
+            while load.clients[open..]
+                .iter()
+                .any(|client| client.in_flight > 0)
+            {
+                load.turn(Instant::now());
+            }
+            open += more;
+        }
         load
     }
 
-    /// Keeps the windows full for so long, then waits until everything has come back. How many messages did.
+    fn add(&mut self, mut stream: Box<dyn Stream>) {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .register(stream.socket(), Token(self.clients.len()), both)
+            .expect("a poll");
+        self.clients.push(Client {
+            stream,
+            owed: 0,
+            sent: 0,
+            received: 0,
+            in_flight: 0,
+            asked: Instant::now(),
+        });
+    }
+
+    /// Keeps the windows full for so long, then waits until everything has come back. How many
+    /// messages did.
     pub fn run(&mut self, span: Duration) -> u64 {
         let end = Instant::now() + span;
         let mut done = 0;
@@ -104,25 +140,32 @@ impl Load {
         for at in 0..self.clients.len() {
             self.ask(at, self.window);
         }
-        let mut open = true;
         while self.clients.iter().any(|client| client.in_flight > 0) {
-            let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-            self.poll.poll(&mut events, Some(PATIENCE)).expect("a poll");
-            assert!(!events.is_empty(), "the server does not answer");
-            open = open && Instant::now() < end;
-            for event in &events {
-                let at = event.token().0;
-                let came = self.hear(at);
-                done += came as u64;
-                self.ask(at, if open { came } else { 0 });
-            }
-            self.events = events;
+            done += self.turn(end);
         }
         done
     }
 
-    /// Of the last run, with one message in flight on each connection: how long an answer took, the median and the 99th
-    /// percentile.
+    /// Waits for answers, and sends as many messages again until `end`. Returns the number of
+    /// answers.
+    fn turn(&mut self, end: Instant) -> u64 {
+        let mut done = 0;
+        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        self.poll.poll(&mut events, Some(PATIENCE)).expect("a poll");
+        assert!(!events.is_empty(), "the server does not answer");
+        let open = Instant::now() < end;
+        for event in &events {
+            let at = event.token().0;
+            let came = self.hear(at);
+            done += came as u64;
+            self.ask(at, if open { came } else { 0 });
+        }
+        self.events = events;
+        done
+    }
+
+    /// Of the last run, with one message in flight on each connection: how long an answer took, the
+    /// median and the 99th percentile.
     pub fn latencies(&mut self) -> (Duration, Duration) {
         self.latencies.sort_unstable();
         let at = |per_cent: usize| self.latencies.get(self.latencies.len() * per_cent / 100);
@@ -147,9 +190,15 @@ impl Load {
                     client.owed -= count;
                     client.sent = (client.sent + count) % self.message;
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => panic!("a server let a client go: {error}"),
             }
+        }
+        match client.stream.flush() {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => {
+                panic!("a server let a client go: {error}")
+            }
+            _ => {}
         }
     }
 

@@ -5,6 +5,10 @@ pub mod load;
 pub mod process;
 #[cfg(feature = "record")]
 pub mod recorded;
+#[cfg(feature = "aws-lc-rs")]
+pub mod site;
+#[cfg(feature = "aws-lc-rs")]
+pub mod tls_stream;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::resource::{getrlimit, setrlimit, Resource};

@@ -4,6 +4,11 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+#[cfg(target_os = "linux")]
+use nix::sched::{sched_getaffinity, sched_setaffinity, CpuSet};
+#[cfg(target_os = "linux")]
+use nix::unistd::Pid;
+
 /// This program with other arguments, until it is dropped.
 pub struct Process {
     child: Child,
@@ -27,6 +32,15 @@ impl Process {
                 .arg(me)
                 .args(arguments),
         )
+    }
+
+    /// Starts another program on processor number `processor`.
+    pub fn start_other(command: &mut Command, processor: usize) -> Self {
+        let own = processors();
+        pin(processor);
+        let process = Self::from(command);
+        restore(own);
+        process
     }
 
     fn from(command: &mut Command) -> Self {
@@ -92,14 +106,30 @@ pub fn end_with_parent() {
 /// Only processor number `wanted` from now on, if there is one.
 #[cfg(target_os = "linux")]
 pub fn pin(wanted: usize) {
-    use nix::sched::{sched_setaffinity, CpuSet};
-    use nix::unistd::Pid;
-
     let mut processors = CpuSet::new();
     if processors.set(wanted).is_ok() {
+        restore(Some(processors));
+    }
+}
+
+/// The processors of this thread.
+#[cfg(target_os = "linux")]
+fn processors() -> Option<CpuSet> {
+    sched_getaffinity(Pid::from_raw(0)).ok()
+}
+
+#[cfg(target_os = "linux")]
+fn restore(processors: Option<CpuSet>) {
+    if let Some(processors) = processors {
         let _ = sched_setaffinity(Pid::from_raw(0), &processors);
     }
 }
 
 #[cfg(not(target_os = "linux"))]
 pub fn pin(_: usize) {}
+
+#[cfg(not(target_os = "linux"))]
+fn processors() {}
+
+#[cfg(not(target_os = "linux"))]
+fn restore((): ()) {}

@@ -21,7 +21,7 @@ use common::Echo;
 use mio::{Events, Interest, Poll, Token};
 use portcullis::tls::rustls::pki_types::pem::PemObject;
 use portcullis::tls::rustls::pki_types::CertificateDer;
-use portcullis::tls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use portcullis::tls::rustls::{ClientConnection, StreamOwned};
 use portcullis::{Config, Framing, Listen, Server};
 
 const CLIENTS: usize = 100;
@@ -126,15 +126,8 @@ fn flood(addr: SocketAddr) {
 }
 
 fn handshakes(addr: SocketAddr, certificate: &PathBuf) {
-    let mut roots = RootCertStore::empty();
     let certificate = CertificateDer::from_pem_file(certificate).expect("a certificate");
-    roots.add(certificate).expect("a certificate");
-    let config = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut config = config;
-    config.resumption = portcullis::tls::rustls::client::Resumption::disabled();
-    let config = Arc::new(config);
+    let config = common::site::client_config(certificate);
     println!("begun");
     let begun = Instant::now();
     let mut told = begun;

@@ -9,6 +9,9 @@ mod cut;
 #[path = "../common/recorded.rs"]
 mod recorded;
 #[cfg(feature = "aws-lc-rs")]
+#[path = "../common/site.rs"]
+mod site;
+#[cfg(feature = "aws-lc-rs")]
 mod tls;
 
 use std::io::{Read, Write};
@@ -228,8 +231,9 @@ fn dialer(with: &str, listen: &mut Listen) -> Dial {
     if !matches!(with, "tls" | "handshakes") {
         return Box::new(dial_plain);
     }
-    let (server, config) = tls::configs();
-    *listen = listen.clone().tls(server);
+    let site = site::Site::new();
+    let config = site::client_config(site.certificate);
+    *listen = listen.clone().tls(site.server);
     Box::new(move |addr, turn| {
         let mut client = tls::Client::new(std::sync::Arc::clone(&config), dial(addr));
         while !client.shake_hands() {

@@ -1,35 +1,10 @@
-//! TLS for both sides: a server's configuration, and a client that is driven in lock-step.
+//! A TLS client that is driven in lock-step.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use portcullis::tls::rustls::client::Resumption;
-use portcullis::tls::rustls::crypto::aws_lc_rs::default_provider;
-use portcullis::tls::rustls::pki_types::PrivatePkcs8KeyDer;
-use portcullis::tls::rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
-
-/// Both sides, for a certificate of their own.
-pub fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
-    let site = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-    let key = PrivatePkcs8KeyDer::from(site.signing_key.serialize_der());
-    let provider = Arc::new(default_provider());
-    let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![site.cert.der().clone()], key.into())
-        .expect("a certificate");
-    let mut roots = RootCertStore::empty();
-    roots.add(site.cert.der().clone()).expect("a root");
-    let mut client = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    client.resumption = Resumption::disabled();
-    (Arc::new(server), Arc::new(client))
-}
+use portcullis::tls::rustls::{ClientConfig, ClientConnection};
 
 /// A client; it blocks once it is open.
 pub struct Client {
