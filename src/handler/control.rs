@@ -97,10 +97,7 @@ impl<'a, A> Control<'a, A> {
         &mut self,
         ids: impl IntoIterator<Item = ConnId>,
         frame: impl Payload,
-    ) -> Broadcast
-    where
-        A: 'a,
-    {
+    ) -> Broadcast {
         broadcast(&mut *self.ops, ids, frame)
     }
 

@@ -21,7 +21,7 @@ pub struct Broadcast {
 
 /// Sends one frame to many connections.
 pub(crate) fn broadcast<A>(
-    ops: &mut dyn ConnOps<A>,
+    ops: &mut (impl ConnOps<A> + ?Sized),
     ids: impl IntoIterator<Item = ConnId>,
     frame: impl Payload,
 ) -> Broadcast {
