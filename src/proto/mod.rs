@@ -75,5 +75,5 @@ pub use state::{SendError, State, Traffic};
 pub(crate) use time::Time;
 pub(crate) use tls::TlsConfig;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sim"))]
 mod tests;

@@ -285,7 +285,7 @@ impl RecvBuffer {
             .then(|| "decoded input takes more memory than buffered input".to_owned())
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "sim"))]
     pub(super) fn raw(&self) -> (&Vec<u8>, usize) {
         (&self.bytes, self.pos)
     }

@@ -456,7 +456,7 @@ pub(super) fn first_two<'a: 'j, 'j>(
     [joint, &[]]
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sim"))]
 mod tests {
     use super::*;
     use crate::sim::Random;

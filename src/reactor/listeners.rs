@@ -593,5 +593,5 @@ fn no_listener(which: &ListenerRef) -> Error {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sim"))]
 mod tests;

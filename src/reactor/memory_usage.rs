@@ -195,7 +195,7 @@ impl MemoryUsage {
         self.sample_at = self.sample_at.wrapping_add(SAMPLE);
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "sim"))]
     pub(super) fn sample_at(&self) -> usize {
         self.sample_at
     }
@@ -251,7 +251,7 @@ fn class(bytes: usize) -> Option<usize> {
     Some(bytes.checked_ilog2()? as usize)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sim"))]
 mod tests {
     use super::*;
     use crate::sim::Random;

@@ -506,5 +506,5 @@ impl Drop for CapShare {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sim"))]
 mod tests;

@@ -79,7 +79,7 @@ impl VisitCount {
     #[inline(always)]
     pub(super) fn note(&self, _: usize) {}
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "sim"))]
     pub(super) fn get(&self) -> usize {
         self.count.get()
     }

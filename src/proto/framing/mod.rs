@@ -15,5 +15,5 @@ pub(super) use codec::Codec;
 pub use framer::{Decoded, FrameBuf, FrameError, Framer, Framing};
 pub(super) use step::{EncodeError, Step};
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sim"))]
 mod tests;

@@ -47,7 +47,7 @@ impl<L> Listeners<L> {
         sums == self.sums
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "sim"))]
     pub(in crate::reactor) fn visits(&self) -> usize {
         self.visits.get()
     }
