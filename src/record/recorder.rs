@@ -200,7 +200,7 @@ impl Recorder {
         let nanos = now.nanos();
         let span = nanos.wrapping_sub(self.time.get());
         // A clock that stands or leaps, and `REPEATED`.
-        if span.wrapping_sub(1) >= LONG_SPAN {
+        if span.wrapping_sub(1) >= LONG_SPAN - 1 {
             return self.unusual_clock(nanos);
         }
         self.push(clock_word(0, span));
@@ -453,6 +453,30 @@ fn cut<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two readings of the clock, `span` nanoseconds apart: the words of the second.
+    fn words_of_span(name: &str, span: u64) -> Vec<u64> {
+        let file = format!("portcullis-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(file);
+        let recorder = Recorder::create(Recording::new(&path), 1).expect("a file");
+        std::fs::remove_file(&path).expect("removed");
+        recorder.clock(Time::from_nanos(7));
+        recorder.clock(Time::from_nanos(7 + span));
+        let words = recorder.block[1..recorder.at.get()].iter();
+        words.map(Cell::get).collect()
+    }
+
+    #[test]
+    fn a_span_that_fits_no_word_is_a_time_in_full() {
+        let longest = LONG_SPAN - 1;
+        let fits = words_of_span("fits", longest);
+        assert_eq!(fits, [clock_word(0, longest)]);
+        let long = words_of_span("long", LONG_SPAN);
+        assert_eq!(
+            long,
+            [call_word(Call::Clock, 0, Form::Long, 0), 7 + LONG_SPAN]
+        );
+    }
 
     /// `/dev/full` is a disk without room.
     #[cfg(target_os = "linux")]
