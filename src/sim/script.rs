@@ -182,11 +182,12 @@ impl Script {
     pub fn shrink(&self, mut fails: impl FnMut(&Self) -> bool) -> Self {
         let connects = self.ops.iter().filter(|op| **op == Op::Connect).count();
         let clients: Vec<usize> = (0..connects).collect();
-        let needed = match connects {
-            0 | 1 => clients,
-            _ => shrink(&clients, |some| fails(&self.only(some))),
-        };
-        let some = self.only(&needed);
+        let needed = shrink(&clients, |some| fails(&self.only(some)));
+        let mut some = self.only(&needed);
+        // A number means another client where a connect was refused, or the caller has connected.
+        if !fails(&some) {
+            some.clone_from(self);
+        }
         let ops = shrink(&some.ops, |ops| fails(&Self { ops: ops.to_vec() }));
         let mut smallest = Self { ops }.merged(&mut fails);
         for at in 0..smallest.ops.len() {
@@ -491,6 +492,18 @@ mod tests {
         };
         let smallest = Script { ops }.shrink(fails);
         assert_eq!(smallest.ops, [Op::Connect, Op::Finish { client: 0 }]);
+    }
+
+    /// Numbers of clients may mean those that the caller has connected.
+    #[test]
+    fn a_shrunk_script_fails_whatever_its_clients_are() {
+        let send = Op::Send {
+            client: 0,
+            bytes: b"x".to_vec(),
+        };
+        let ops = vec![Op::Step, send.clone(), Op::Step];
+        let smallest = Script { ops }.shrink(|script| script.ops.contains(&send));
+        assert_eq!(smallest.ops, [send]);
     }
 
     #[test]
