@@ -11,7 +11,7 @@ mod scripts;
 
 use std::time::Duration;
 
-use portcullis::sim::{Op, Script, Sim};
+use portcullis::sim::{Ending, Op, Replay, Script, Sim, Tape};
 use portcullis::{Closed, Config, Context, Framing, Handler, Listen, Outcome, Stats};
 
 /// What a server has told its handlers, in order.
@@ -149,4 +149,18 @@ fn perform(sim: &mut Sim<Journal>, script: &Script) -> String {
     sim.try_advance(Duration::from_secs(100))
         .expect("no violation");
     outcome(&sim.stats(), sim.app())
+}
+
+/// Replays a whole recording of a server with one listener, and returns what happened.
+#[track_caller]
+fn replay(tape: Tape, config: Config, listen: Listen) -> String {
+    let mut replay = Replay::new(tape, config, Journal::new()).expect("a whole tape");
+    replay
+        .listen(listen, |_, _| Talker::default())
+        .expect("it listens");
+    match replay.run() {
+        Ok(ending) => assert_eq!(ending, Ending::Complete),
+        Err(divergence) => panic!("{divergence}"),
+    }
+    outcome(&replay.stats(), replay.app())
 }

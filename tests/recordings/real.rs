@@ -6,10 +6,10 @@ use std::thread;
 use std::time::Duration;
 
 use kit::net::{connect, reset, spawn, Place};
-use portcullis::sim::{Ending, Random, Replay, Tape};
+use portcullis::sim::{Random, Tape};
 use portcullis::{CloseReason, Config, Payloads, Recording, Server};
 
-use crate::{listen, outcome, Journal, Talker};
+use crate::{listen, outcome, replay, Journal, Talker};
 
 fn client(addr: std::net::SocketAddr, seed: u64) {
     let mut random = Random::new(seed);
@@ -86,16 +86,5 @@ fn whatever_clients_do_replays() {
         tape.lines().any(|line| line.contains("were taken")),
         "short writes"
     );
-    let mut replay = Replay::new(tape, config(), Journal::new()).expect("a whole tape");
-    replay
-        .listen(listen(), |_, _| Talker::default())
-        .expect("it listens");
-    match replay.run() {
-        Ok(ending) => assert_eq!(ending, Ending::Complete),
-        Err(divergence) => panic!("{divergence}"),
-    }
-    assert_eq!(
-        outcome(&replay.stats(), replay.app()),
-        outcome(&stats, &journal)
-    );
+    assert_eq!(replay(tape, config(), listen()), outcome(&stats, &journal));
 }

@@ -6,7 +6,7 @@ use kit::net::Place;
 use portcullis::sim::{Call, Ending, Faults, Random, Replay, Sim, Tape};
 use portcullis::{Config, Framing, Listen, Payloads, Recording};
 
-use crate::{config, listen, outcome, perform, script, Journal, Talker};
+use crate::{config, listen, outcome, perform, replay, script, Journal, Talker};
 
 fn record(place: &Place, seed: u64, payloads: Payloads, faults: Faults) -> (Tape, String) {
     let path = place.path(&format!("{seed}-{payloads:?}"));
@@ -17,19 +17,6 @@ fn record(place: &Place, seed: u64, payloads: Payloads, faults: Faults) -> (Tape
     let happened = perform(&mut sim, &script(seed, 120));
     drop(sim);
     (Tape::read(&path).expect("a recording"), happened)
-}
-
-#[track_caller]
-fn replay(tape: Tape) -> String {
-    let mut replay = Replay::new(tape, config(), Journal::new()).expect("a whole tape");
-    replay
-        .listen(listen(), |_, _| Talker::default())
-        .expect("it listens");
-    match replay.run() {
-        Ok(ending) => assert_eq!(ending, Ending::Complete),
-        Err(divergence) => panic!("{divergence}"),
-    }
-    outcome(&replay.stats(), replay.app())
 }
 
 #[test]
@@ -59,7 +46,7 @@ fn a_replay_has_the_same_events_order_and_reasons() {
         };
         let (tape, happened) = record(&place, seed, Payloads::Kept, faults);
         assert!(tape.is_whole() && tape.connections() > 0, "{tape:?}");
-        assert_eq!(replay(tape), happened, "seed {seed}");
+        assert_eq!(replay(tape, config(), listen()), happened, "seed {seed}");
     }
 }
 
@@ -332,6 +319,6 @@ fn failing_calls_fail_again() {
         let (tape, happened) = record(&place, seed, Payloads::Kept, faults);
         let text = std::io::Error::from_raw_os_error(errno).to_string();
         assert!(tape.lines().any(|line| line.contains(&text)), "{text}");
-        assert_eq!(replay(tape), happened);
+        assert_eq!(replay(tape, config(), listen()), happened);
     }
 }

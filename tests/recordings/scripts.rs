@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kit::net::Place;
-use portcullis::sim::{Op, Sim, Tape};
+use portcullis::sim::{Op, Script, Sim, Tape};
 use portcullis::{Payloads, Recording};
 
 use crate::{config, listen, Journal, Talker};
@@ -66,51 +66,16 @@ fn a_script_has_the_clients_pieces_ends_and_times() {
     assert_eq!(one.ops.iter().filter(|op| **op == Op::Connect).count(), 1);
 }
 
-#[test]
-fn printed_tests_have_every_kind_of_op() {
-    let script = portcullis::sim::Script {
-        ops: vec![
-            Op::Connect,
-            send(0, b"a\"\n\xFF"),
-            Op::Read {
-                client: 0,
-                on: false,
-            },
-            Op::Push {
-                connection: 0,
-                frame: b"frame".to_vec(),
-            },
-            Op::Advance { millis: 5 },
-            Op::Suspend { on: true },
-        ],
-    };
-    let expected = r#"#[test]
-fn it_fails() {
-    use portcullis::sim::{Op, Script};
+/// A test with every kind of op, as it is printed.
+mod every_op {
+    use super::print;
 
-    let script = Script {
-        ops: vec![
-            Op::Connect,
-            Op::Send {
-                client: 0,
-                bytes: b"a\"\n\xff".to_vec(),
-            },
-            Op::Read {
-                client: 0,
-                on: false,
-            },
-            Op::Push {
-                connection: 0,
-                frame: b"frame".to_vec(),
-            },
-            Op::Advance { millis: 5 },
-            Op::Suspend { on: true },
-        ],
-    };
-    play(&script);
-    panic!("it played");
+    include!("every_op.rs");
 }
-"#;
-    let text = script.to_test("it_fails", "play(&script);\npanic!(\"it played\");");
-    assert_eq!(text, expected);
+
+fn print(script: &Script) -> String {
+    script.to_test(
+        "a_printed_test_prints_itself",
+        "let text = print(&script);\nassert_eq!(text, include_str!(\"every_op.rs\"));",
+    )
 }
