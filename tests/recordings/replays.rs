@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kit::net::Place;
 use portcullis::sim::{Call, Ending, Faults, Random, Replay, Sim, Tape};
-use portcullis::{Config, Framing, Listen, Payloads, Recording};
+use portcullis::{Config, Error, Framing, Listen, Payloads, Recording};
 
 use crate::{config, listen, outcome, perform, replay, script, Journal, Talker};
 
@@ -309,6 +309,33 @@ fn tls_is_refused_in_words() {
         .listen(listen, |_, _| Talker::default())
         .expect_err("no TLS");
     assert!(error.to_string().contains("random keys"), "{error}");
+}
+
+#[test]
+fn errors_name_the_file() {
+    let place = Place::new();
+    let path = place.path("4-Dropped");
+    let (mut tape, _) = record(&place, 4, Payloads::Dropped, Faults::none());
+    let script = tape.script(|_, _| true).map(drop);
+    let (again, _) = record(&place, 5, Payloads::Kept, Faults::none());
+    let mut replay = Replay::new(again, config(), Journal::new()).expect("a whole tape");
+    let listens = |replay: &mut Replay<Journal>| {
+        let listens = replay.listen(listen(), |_, _| Talker::default());
+        listens.map(drop)
+    };
+    listens(&mut replay).expect("it listens");
+    let second = listens(&mut replay);
+    let whole = Replay::new(tape, config(), Journal::new()).map(drop);
+    for (error, path) in [
+        (script, &path),
+        (whole, &path),
+        (second, &place.path("5-Kept")),
+    ] {
+        let Err(Error::Recording { path: named, .. }) = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(named, path);
+    }
 }
 
 #[test]

@@ -18,7 +18,6 @@ mod to_script;
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ pub use player::Divergence;
 pub use tape::{Ending, Tape};
 
 use crate::config::{Config, Listen};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::handle::Handle;
 use crate::handler::{Control, ControlOps as _, Handler, Peer, Service};
 use crate::id::ListenerId;
@@ -61,23 +60,17 @@ impl<A> Replay<A> {
     ///
     /// # Errors
     ///
-    /// Those of [`Server::new`](crate::Server::new). [`Error::Recording`] if the oldest part of the
-    /// file is overwritten ([`Tape::is_whole`]), or its payloads are not there
-    /// ([`Tape::filled`] provides them).
+    /// Those of [`Server::new`](crate::Server::new).
+    /// [`Error::Recording`](crate::Error::Recording) if the oldest part of the file is overwritten
+    /// ([`Tape::is_whole`]), or its payloads are not there ([`Tape::filled`] provides them).
     pub fn new(tape: Tape, config: Config, app: A) -> Result<Self> {
-        let problem = if !tape.is_whole() {
-            Some(
+        if !tape.is_whole() {
+            return Err(tape.refused(
                 "the oldest part was overwritten: only a script can be made of the remainder \
                  (Tape::script)",
-            )
-        } else if !tape.has_input() {
-            Some("the payloads are not in the file: provide them (Tape::filled)")
-        } else {
-            None
-        };
-        if let Some(problem) = problem {
-            return Err(refused(problem));
+            ));
         }
+        tape.check_input()?;
         let player = Rc::new(RefCell::new(Player::new(tape)));
         let reactor = Reactor::new(ReplayOs(Rc::clone(&player)), config)?;
         Ok(Self {
@@ -92,9 +85,9 @@ impl<A> Replay<A> {
     ///
     /// # Errors
     ///
-    /// Those of [`Server::listen`](crate::Server::listen). [`Error::Recording`] for a listener with
-    /// TLS, whose sessions have random keys; with the divergence if the recorded server did not
-    /// listen here.
+    /// Those of [`Server::listen`](crate::Server::listen).
+    /// [`Error::Recording`](crate::Error::Recording) for a listener with TLS, whose sessions have
+    /// random keys; with the divergence if the recorded server did not listen here.
     pub fn listen<F, H>(&mut self, options: Listen, accept: F) -> Result<ListenerId>
     where
         F: FnMut(&mut A, Peer) -> H + 'static,
@@ -115,16 +108,15 @@ impl<A> Replay<A> {
     ) -> Result<ListenerId> {
         #[cfg(feature = "tls")]
         if options.tls.is_some() {
-            return Err(refused(
-                "TLS sessions have random keys and cannot be replayed",
-            ));
+            let player = self.player.borrow();
+            return Err(player
+                .tape()
+                .refused("TLS sessions have random keys and cannot be replayed"));
         }
         let id = self.reactor.listen(options, Box::new(service));
-        match self.player.borrow().divergence() {
-            Some(divergence) => Err(Error::Recording {
-                path: PathBuf::new(),
-                source: io::Error::other(divergence.clone()),
-            }),
+        let player = self.player.borrow();
+        match player.divergence() {
+            Some(divergence) => Err(player.tape().error(io::Error::other(divergence.clone()))),
             None => id,
         }
     }
@@ -224,13 +216,6 @@ impl<A> Replay<A> {
     /// Returns the application's state, to change it.
     pub fn app_mut(&mut self) -> &mut A {
         &mut self.app
-    }
-}
-
-fn refused(problem: &'static str) -> Error {
-    Error::Recording {
-        path: PathBuf::new(),
-        source: io::Error::new(io::ErrorKind::Unsupported, problem),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::records::{is_record, record_at, Record, What};
@@ -53,6 +53,7 @@ type Fill = Box<dyn FnMut(u32, u64, &mut [u8])>;
 /// # Ok(()) }
 /// ```
 pub struct Tape {
+    path: PathBuf,
     words: Vec<u64>,
     /// The first word of each block, and the block's place in the file.
     blocks: Vec<(usize, u64)>,
@@ -147,11 +148,11 @@ impl Tape {
             let block = read_block(&file, offset, length)?;
             found.push(block.filter(|block| block.header.number % header.blocks == slot));
         }
-        Ok(Self::join(found, header.blocks, payloads))
+        Ok(Self::join(path, found, header.blocks, payloads))
     }
 
     /// Puts the blocks in order, from the oldest up to the first that is missing.
-    fn join(found: Vec<Option<Block>>, slots: u64, payloads: Payloads) -> Self {
+    fn join(path: &Path, found: Vec<Option<Block>>, slots: u64, payloads: Payloads) -> Self {
         let numbers = found.iter().flatten().map(|block| block.header.number);
         let newest = numbers.max().unwrap_or(0);
         let oldest = newest.saturating_add(1).saturating_sub(slots);
@@ -196,6 +197,7 @@ impl Tape {
             false => Ending::Unfinished,
         };
         let mut tape = Self {
+            path: path.to_owned(),
             words,
             blocks,
             payloads,
@@ -340,8 +342,24 @@ impl Tape {
         })
     }
 
-    pub(super) fn has_input(&self) -> bool {
-        self.payloads == Payloads::Kept || self.fill.is_some()
+    /// Refuses a file without input.
+    pub(super) fn check_input(&self) -> Result<()> {
+        match self.payloads == Payloads::Kept || self.fill.is_some() {
+            true => Ok(()),
+            false => {
+                Err(self.refused("the payloads are not in the file: provide them (Tape::filled)"))
+            }
+        }
+    }
+
+    /// The error for a request that this recording does not permit.
+    pub(super) fn refused(&self, problem: &'static str) -> Error {
+        self.error(io::Error::new(io::ErrorKind::Unsupported, problem))
+    }
+
+    pub(super) fn error(&self, source: io::Error) -> Error {
+        let path = self.path.clone();
+        Error::Recording { path, source }
     }
 
     /// Makes input for a connection that has sent `before` bytes. False if nothing makes it.

@@ -5,7 +5,7 @@ use std::io;
 
 use super::records::{bytes_of, error, Answer, Io, Kept, What};
 use super::tape::Tape;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::record::format::Call;
 use crate::record::values::Values;
 use crate::sim::{Op, Script};
@@ -45,12 +45,13 @@ impl Made {
     }
 
     fn finish(&mut self, time: u64, stream: u32, end: impl FnOnce(u16) -> Op) {
-        let Some(client) = self.clients.get_mut(&stream) else {
-            return;
-        };
-        if !std::mem::replace(&mut client.is_over, true) {
-            let op = end(client.number);
-            self.push(time, op);
+        match self.clients.get_mut(&stream) {
+            Some(client) if !client.is_over => {
+                client.is_over = true;
+                let op = end(client.number);
+                self.push(time, op);
+            }
+            _ => {}
         }
     }
 }
@@ -73,18 +74,15 @@ impl Tape {
     ///
     /// # Errors
     ///
-    /// [`Error::Recording`] if the payloads are not in the file ([`Tape::filled`] provides them),
-    /// or for more than 65,536 connections.
-    pub fn script(&mut self, mut takes: impl FnMut(u32, u32) -> bool) -> Result<Script> {
-        let refuse = |problem| Error::Recording {
-            path: std::path::PathBuf::new(),
-            source: io::Error::new(io::ErrorKind::Unsupported, problem),
-        };
-        if !self.has_input() {
-            return Err(refuse(
-                "the payloads are not in the file: provide them (Tape::filled)",
-            ));
-        }
+    /// [`Error::Recording`](crate::Error::Recording) if the payloads are not in the file
+    /// ([`Tape::filled`] provides them), or for more than 65,536 connections.
+    pub fn script(&mut self, takes: impl FnMut(u32, u32) -> bool) -> Result<Script> {
+        self.check_input()?;
+        let ops = self.ops(takes).map_err(|problem| self.refused(problem))?;
+        Ok(Script { ops })
+    }
+
+    fn ops(&mut self, mut takes: impl FnMut(u32, u32) -> bool) -> Result<Vec<Op>, &'static str> {
         let mut made = Made {
             time: self.start_time(),
             ..Made::default()
@@ -100,7 +98,7 @@ impl Tape {
                         continue;
                     };
                     let number = u16::try_from(made.count).map_err(|_| {
-                        refuse("a script has at most 65,536 clients: choose some of them")
+                        "a script has at most 65,536 clients: choose some of the connections"
                     })?;
                     made.count += 1;
                     let client = Client {
@@ -115,15 +113,14 @@ impl Tape {
                     made.finish(time, io.stream, |client| Op::Finish { client });
                 }
                 What::Io(io) if !io.is_write => {
-                    let Some(client) = made.clients.get(&io.stream) else {
+                    let Some(client) = made.clients.get_mut(&io.stream) else {
                         continue;
                     };
-                    let (client, before) = (client.number, client.sent);
                     let (stream, length, kept) = (io.stream, io.taken, kept(&io));
-                    if let Some(client) = made.clients.get_mut(&stream) {
-                        client.sent += length as u64;
-                    }
+                    let (number, before) = (client.number, client.sent);
+                    client.sent += length as u64;
                     let bytes = kept.unwrap_or_else(|| self.made_input(stream, before, length));
+                    let client = number;
                     made.push(time, Op::Send { client, bytes });
                 }
                 What::Call(Call::Read | Call::Write | Call::Peek, stream, Err(code))
@@ -138,7 +135,7 @@ impl Tape {
                 _ => {}
             }
         }
-        Ok(Script { ops: made.ops })
+        Ok(made.ops)
     }
 
     /// Bytes of a read that the file does not hold.
