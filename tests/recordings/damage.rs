@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use kit::forged::{self, Block};
 use kit::net::Place;
 use portcullis::sim::{Ending, Random, Replay, Sim, Tape};
 use portcullis::{Payloads, Recording};
@@ -11,6 +12,25 @@ use crate::{config, listen, script, Journal, Talker};
 
 const HEADER: u64 = 64;
 const BLOCK: u64 = 64 * 1024;
+
+/// Records of one word: an orderly end, and the reason of a connection's end.
+const END: u64 = call(0, 0, 0);
+const REASON: u64 = call(2, 0, 0);
+
+/// The first word of the record of a call: its number, its form and its value.
+const fn call(number: u64, form: u64, value: u64) -> u64 {
+    6 | number << 32 | form << 38 | value << 40
+}
+
+fn block(number: u64, words: &[u64]) -> Block<'_> {
+    let (first, time) = (0, 0);
+    Block {
+        number,
+        first,
+        time,
+        words,
+    }
+}
 
 /// A recording of several blocks, and the journal of its server.
 fn recorded(place: &Place, max_bytes: u64) -> (Vec<u8>, Journal) {
@@ -127,6 +147,72 @@ fn a_flipped_byte_is_found() {
     }
 }
 
+/// Once the oldest part is overwritten, the newest block may be anywhere in the file.
+#[test]
+fn damage_of_a_full_file_is_found() {
+    let place = Place::new();
+    let (bytes, _) = recorded(&place, 300_000);
+    let slots: Vec<usize> = (64..bytes.len()).step_by(65536).collect();
+    let number = |slot: usize| -> u64 {
+        let number = bytes[slot + 8..slot + 16].try_into().expect("eight");
+        u64::from_le_bytes(number)
+    };
+    let mut by_age = slots.clone();
+    by_age.sort_by_key(|slot| number(*slot));
+    assert!(number(by_age[0]) > 0);
+    for (age, slot) in by_age.iter().enumerate() {
+        let mut bytes = bytes.clone();
+        bytes[slot + 100] ^= 1;
+        let path = place.path("damaged");
+        fs::write(&path, &bytes).expect("written");
+        let tape = Tape::read(&path).expect("a recording");
+        assert!(!tape.is_whole());
+        let offset = *slot as u64;
+        let expected = match age {
+            // The file begins behind it.
+            0 => Ending::Complete,
+            _ => Ending::Damaged { offset },
+        };
+        assert_eq!(tape.ending(), expected, "block {age} of {}", by_age.len());
+    }
+}
+
+/// A power failure while the first block is overwritten for the first time costs that block alone.
+#[test]
+fn a_full_file_without_its_first_block_has_the_others() {
+    let place = Place::new();
+    let path = place.path("torn");
+    let records = [END; 10];
+    let blocks = [1, 2, 3].map(|number| block(number, &records));
+    fs::write(&path, forged::file(2, 4, &blocks)).expect("written");
+    let tape = Tape::read(&path).expect("a recording");
+    let offset = HEADER;
+    let lines = tape.lines().count();
+    assert_eq!((lines, tape.is_whole()), (30, false));
+    assert_eq!(tape.ending(), Ending::Complete);
+
+    let records = [REASON; 10];
+    let blocks = [1, 2, 3].map(|number| block(number, &records));
+    fs::write(&path, forged::file(2, 4, &blocks)).expect("written");
+    let tape = Tape::read(&path).expect("a recording");
+    assert_eq!(tape.ending(), Ending::Damaged { offset });
+    // As long as the file is not full, its beginning is lost.
+    fs::write(&path, forged::file(2, 5, &blocks)).expect("written");
+    let tape = Tape::read(&path).expect("a recording");
+    assert_eq!((tape.lines().count(), tape.is_whole()), (0, true));
+    assert_eq!(tape.ending(), Ending::Damaged { offset });
+}
+
+/// The mark of an orderly end is the last record.
+#[test]
+fn an_end_in_the_middle_is_none() {
+    let place = Place::new();
+    let path = place.path("middle");
+    fs::write(&path, forged::file(2, 4, &[block(0, &[END, REASON])])).expect("written");
+    let tape = Tape::read(&path).expect("a recording");
+    assert_eq!(tape.ending(), Ending::Unfinished);
+}
+
 /// Bytes with right checksums are refused as records, without a panic and without memory.
 #[test]
 fn any_bytes_are_read() {
@@ -174,7 +260,7 @@ fn records_that_are_none_are_damage() {
             };
             bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
         }
-        seal(&mut bytes[64..64 + 65536]);
+        forged::seal(&mut bytes[64..64 + 65536]);
         let path = place.path("misleading");
         fs::write(&path, &bytes).expect("written");
         let mut tape = Tape::read(&path).expect("a recording");
@@ -186,19 +272,4 @@ fn records_that_are_none_are_damage() {
         }
         assert!(replay.app().len() <= journal.len() + 1000);
     }
-}
-
-/// Computes the checksum of a block anew.
-fn seal(block: &mut [u8]) {
-    let word = |at: usize| u64::from_le_bytes(block[at * 8..at * 8 + 8].try_into().expect("eight"));
-    let add = |sum: u64, word: u64| {
-        (sum ^ word)
-            .wrapping_mul(0x0000_0100_0000_01B3)
-            .rotate_left(17)
-    };
-    let start = 0xCBF2_9CE4_8422_2325;
-    let used = usize::try_from(word(2)).expect("small");
-    let content = (8..8 + used).map(word).fold(start, add);
-    let sum = (1..5).map(word).chain([content]).fold(start, add);
-    block[..8].copy_from_slice(&sum.to_le_bytes());
 }

@@ -156,9 +156,15 @@ impl Tape {
         let numbers = found.iter().flatten().map(|block| block.header.number);
         let newest = numbers.max().unwrap_or(0);
         let oldest = newest.saturating_add(1).saturating_sub(slots);
-        // Until the oldest blocks are overwritten, each block has the place of its number.
-        let is_whole = oldest == 0;
         let count = found.len() as u64;
+        // Until the oldest blocks are overwritten, each block has the place of its number. Where
+        // the first one of a full file is damaged, it may be the newest.
+        let is_first_unclear = count == slots && found.first().is_some_and(Option::is_none);
+        let is_whole = oldest == 0 && !is_first_unclear;
+        // The place behind the newest sound block: the newest one of all, or the oldest.
+        let next = usize::try_from(newest.saturating_add(1) % slots);
+        let next = next.ok().and_then(|next| found.get(next));
+        let is_next_damaged = next.is_some_and(Option::is_none);
         let mut sound: Vec<Block> = found.into_iter().flatten().collect();
         sound.retain(|block| block.header.number >= oldest);
         sound.sort_by_key(|block| block.header.number);
@@ -167,7 +173,7 @@ impl Tape {
         let due = if is_whole {
             count
         } else {
-            newest.saturating_add(1)
+            newest.saturating_add(1 + u64::from(is_next_damaged))
         };
         let (mut blocks, mut words) = (Vec::new(), Vec::new());
         let (mut start_time, mut begun) = (0, is_whole);
@@ -221,12 +227,12 @@ impl Tape {
         let mut connections = 0;
         let words = std::mem::take(&mut self.words);
         while let Some(record) = record_at(&words, at, self.payloads) {
+            ended = matches!(record.what, What::Call(Call::End, ..));
             match &record.what {
                 What::Clock(_, clock) => time = clock.from(time),
                 What::Poll(..) | What::Call(Call::Poll, ..) => self.last_poll = at,
-                What::Call(Call::End, ..) => ended = true,
                 What::Call(Call::Accept | Call::Connect | Call::AdoptStream, _, Ok(_)) => {
-                    connections += 1;
+                    connections = u32::saturating_add(connections, 1);
                     born.extend(record.connection());
                 }
                 _ => {
@@ -245,7 +251,7 @@ impl Tape {
                 self.ending = Ending::Damaged { offset };
             }
             self.words.truncate(at);
-        } else if ended && self.ending == Ending::Unfinished {
+        } else if ended {
             self.ending = Ending::Complete;
         }
         self.end_time = time;

@@ -7,6 +7,7 @@
 //! | [`closure`], [`strings`] | every state of a connection, every short string in every cut |
 //! | `schedules` | every schedule of a connection behind TLS |
 //! | [`recorded`] | a service with a bug, whose recordings are replayed and reduced |
+//! | [`forged`] | recordings with any content |
 //! | [`naive`], `sim_tls` | what the others compare with: a naive decoder, a TLS client in memory |
 //!
 //! | on real sockets | |
@@ -20,6 +21,7 @@ pub mod campaign;
 pub mod closure;
 pub mod exposition;
 pub mod failing;
+pub mod forged;
 pub mod naive;
 pub mod net;
 pub mod outgoing;
