@@ -213,6 +213,39 @@ fn an_end_in_the_middle_is_none() {
     assert_eq!(tape.ending(), Ending::Unfinished);
 }
 
+/// A word can announce a payload of 4 GiB that is not in the file.
+#[test]
+fn announced_payloads_take_little_memory() {
+    const LARGE: u64 = 0xFFFF_FFFF << 32;
+    let place = Place::new();
+    let path = place.path("announced");
+    // Connection 0, from 127.0.0.1.
+    let accept = [call(18, 3, 11), 0x7F04_0000_0000, 0x12_3401];
+    let read = LARGE | 4;
+    let words = [&accept[..], &[read; 1000]].concat();
+    fs::write(&path, forged::file(0, 4, &[block(0, &words)])).expect("written");
+    let tape = Tape::read(&path).expect("a recording");
+    assert_eq!(tape.connections(), 1);
+    let mut tape = tape.filled(|_, _, bytes| panic!("{} bytes are made", bytes.len()));
+    let length = tape.script(|_, _| true).map(|script| script.ops.len());
+    let error = length.expect_err("too much").to_string();
+    let words = ["announced", "256 MiB"];
+    assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    assert!(tape.script(|_, _| false).is_ok());
+
+    // As many frames as take more than all addresses.
+    let poll = [2];
+    let frame = [call(36, 2, 0), 0, LARGE | 7];
+    let frames = frame.repeat(forged::WORDS / 3);
+    let blocks = (1..16).map(|number| block(number, &frames));
+    let blocks: Vec<Block> = [block(0, &poll)].into_iter().chain(blocks).collect();
+    fs::write(&path, forged::file(0, 100, &blocks)).expect("written");
+    let tape = Tape::read(&path).expect("a recording").filled(|_, _, _| {});
+    assert_eq!(tape.lines().count(), 1 + 15 * 2 * forged::WORDS / 3);
+    let mut replay = Replay::new(tape, config(), Journal::new()).expect("a whole tape");
+    assert_eq!(replay.step(), Ok(false));
+}
+
 /// Bytes with right checksums are refused as records, without a panic and without memory.
 #[test]
 fn any_bytes_are_read() {

@@ -66,6 +66,28 @@ fn a_script_has_the_clients_pieces_ends_and_times() {
     assert_eq!(one.ops.iter().filter(|op| **op == Op::Connect).count(), 1);
 }
 
+/// Time takes memory in a script, and a record of 16 bytes can say that centuries have passed.
+#[test]
+fn a_script_of_many_years_is_refused() {
+    let place = Place::new();
+    let path = place.path("years");
+    let recording = Recording::new(&path).with(|recording| recording.payloads = Payloads::Kept);
+    let mut sim = Sim::recorded(1, config(), Journal::new(), recording).expect("a recording");
+    let addr = sim
+        .listen(listen(), |_, _| Talker::default())
+        .expect("a port");
+    sim.leap(Duration::from_secs(11 * 366 * 86_400));
+    sim.connect(addr).expect("room");
+    sim.settle();
+    drop(sim);
+    let mut tape = Tape::read(&path).expect("a recording");
+    let length = tape.script(|_, _| true).map(|script| script.ops.len());
+    let error = length.expect_err("too long").to_string();
+    assert!(error.contains("ten years"), "{error}");
+    // Nothing that is left out counts.
+    assert_eq!(tape.script(|_, _| false).expect("kept").ops, []);
+}
+
 /// A test with every kind of op, as it is printed.
 mod every_op {
     use super::print;

@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use super::records::{bytes_of, error, Answer, Io, Kept, Record, Shown, What};
-use super::tape::Tape;
+use super::tape::{Tape, MAX_MADE};
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
 use crate::record::format::{event_parts, payload_hash, Call};
@@ -170,7 +170,7 @@ impl Player {
     /// The commands of handles in the iteration that begins with the next record.
     pub(super) fn commands(&self) -> Vec<Command> {
         let mut commands = Vec::new();
-        let (mut at, mut begun) = (self.at, false);
+        let (mut at, mut begun, mut room) = (self.at, false, MAX_MADE);
         while let Some(record) = self.tape.record(at) {
             at = record.end;
             match record.what {
@@ -191,7 +191,11 @@ impl Player {
                         *frame = match kept {
                             Kept::Bytes(words) => bytes_of(words, length),
                             // As long, at least.
-                            Kept::Hash(_) | Kept::Nothing => vec![0; length],
+                            Kept::Hash(_) | Kept::Nothing => {
+                                let length = length.min(room);
+                                room -= length;
+                                vec![0; length]
+                            }
                         };
                     }
                 }

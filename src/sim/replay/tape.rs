@@ -14,6 +14,10 @@ use crate::record::format::{
 };
 use crate::record::Payloads;
 
+/// Maximum number of bytes made for a script, or for the frames of an iteration, where the file has
+/// only their number.
+pub(super) const MAX_MADE: usize = 256 << 20;
+
 /// Makes the input of a connection that the file does not hold.
 type Fill = Box<dyn FnMut(u32, u64, &mut [u8])>;
 

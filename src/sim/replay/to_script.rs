@@ -2,22 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use super::records::{bytes_of, error, Answer, Io, Kept, What};
-use super::tape::Tape;
+use super::tape::{Tape, MAX_MADE};
 use crate::error::Result;
 use crate::record::format::Call;
 use crate::record::values::Values;
 use crate::sim::{Op, Script};
 
 const MILLISECOND: u64 = 1_000_000;
+/// A script has an op for each minute. Ten years are some 5 million.
+const MAX_SPAN: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 /// The script so far.
 #[derive(Default)]
 struct Made {
     ops: Vec<Op>,
+    /// When the recording begins.
+    start: u64,
     /// Up to when time has passed.
     time: u64,
+    /// Number of bytes that may yet be made.
+    room: usize,
     clients: BTreeMap<u32, Client>,
     count: usize,
 }
@@ -32,7 +39,10 @@ struct Client {
 
 impl Made {
     /// Lets the time pass up to an operation, which has its iteration then.
-    fn push(&mut self, time: u64, op: Op) {
+    fn push(&mut self, time: u64, op: Op) -> Result<(), &'static str> {
+        if u128::from(time.saturating_sub(self.start)) > MAX_SPAN.as_nanos() {
+            return Err("a script lasts at most ten years");
+        }
         let mut millis = time.saturating_sub(self.time) / MILLISECOND;
         self.time += millis * MILLISECOND;
         while millis > 0 {
@@ -42,16 +52,22 @@ impl Made {
         }
         self.ops.push(op);
         self.ops.push(Op::Step);
+        Ok(())
     }
 
-    fn finish(&mut self, time: u64, stream: u32, end: impl FnOnce(u16) -> Op) {
+    fn finish(
+        &mut self,
+        time: u64,
+        stream: u32,
+        end: impl FnOnce(u16) -> Op,
+    ) -> Result<(), &'static str> {
         match self.clients.get_mut(&stream) {
             Some(client) if !client.is_over => {
                 client.is_over = true;
                 let op = end(client.number);
-                self.push(time, op);
+                self.push(time, op)
             }
-            _ => {}
+            _ => Ok(()),
         }
     }
 }
@@ -75,7 +91,8 @@ impl Tape {
     /// # Errors
     ///
     /// [`Error::Recording`](crate::Error::Recording) if the payloads are not in the file
-    /// ([`Tape::filled`] provides them), or for more than 65,536 connections.
+    /// ([`Tape::filled`] provides them), or for more than 65,536 connections, ten years, or 256 MiB
+    /// of provided payloads.
     pub fn script(&mut self, takes: impl FnMut(u32, u32) -> bool) -> Result<Script> {
         self.check_input()?;
         let ops = self.ops(takes).map_err(|problem| self.refused(problem))?;
@@ -84,7 +101,9 @@ impl Tape {
 
     fn ops(&mut self, mut takes: impl FnMut(u32, u32) -> bool) -> Result<Vec<Op>, &'static str> {
         let mut made = Made {
+            start: self.start_time(),
             time: self.start_time(),
+            room: MAX_MADE,
             ..Made::default()
         };
         let (mut at, mut time) = (0, self.start_time());
@@ -107,10 +126,10 @@ impl Tape {
                         is_over: false,
                     };
                     made.clients.insert(stream, client);
-                    made.push(time, Op::Connect);
+                    made.push(time, Op::Connect)?;
                 }
                 What::Io(io) if !io.is_write && io.taken == 0 => {
-                    made.finish(time, io.stream, |client| Op::Finish { client });
+                    made.finish(time, io.stream, |client| Op::Finish { client })?;
                 }
                 What::Io(io) if !io.is_write => {
                     let Some(client) = made.clients.get_mut(&io.stream) else {
@@ -119,14 +138,25 @@ impl Tape {
                     let (stream, length, kept) = (io.stream, io.taken, kept(&io));
                     let (number, before) = (client.number, client.sent);
                     client.sent += length as u64;
-                    let bytes = kept.unwrap_or_else(|| self.made_input(stream, before, length));
+                    let bytes = match kept {
+                        Some(bytes) => bytes,
+                        None => {
+                            // A record of eight bytes can announce 4 GiB.
+                            let left = made.room.checked_sub(length);
+                            made.room = left.ok_or(
+                                "a script has at most 256 MiB of provided payloads: choose some \
+                                 of the connections",
+                            )?;
+                            self.made_input(stream, before, length)
+                        }
+                    };
                     let client = number;
-                    made.push(time, Op::Send { client, bytes });
+                    made.push(time, Op::Send { client, bytes })?;
                 }
                 What::Call(Call::Read | Call::Write | Call::Peek, stream, Err(code))
                     if is_final(&error(code)) =>
                 {
-                    made.finish(time, stream, |client| Op::Reset { client });
+                    made.finish(time, stream, |client| Op::Reset { client })?;
                 }
                 // Its number may be another connection's from here on.
                 What::Call(Call::Close, stream, _) => {
