@@ -120,6 +120,20 @@ impl<A> Handle<A> {
         }
     }
 
+    /// Ignores commands that recordings have, but for [`Handle::repeat`].
+    #[cfg(all(feature = "record", feature = "sim"))]
+    pub(crate) fn set_replay(&self) {
+        self.shards.iter().for_each(|server| server.set_replay());
+    }
+
+    /// Queues a command of a recording.
+    #[cfg(all(feature = "record", feature = "sim"))]
+    pub(crate) fn repeat(&self, command: Command<A>) {
+        if let [server] = &*self.shards {
+            server.repeat(command);
+        }
+    }
+
     // One connection.
 
     /// Queues one frame for a connection. A payload that is borrowed or in parts is copied; one

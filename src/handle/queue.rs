@@ -68,6 +68,12 @@ impl<A> Command<A> {
         }
     }
 
+    /// A recording has it.
+    #[cfg(all(feature = "record", feature = "sim"))]
+    fn is_recorded(&self) -> bool {
+        matches!(self, Self::Send(..) | Self::Kill(_) | Self::Drain(_))
+    }
+
     /// Returns a frame's spare capacity, if that is more than the frame.
     fn shrink(&mut self) {
         if let Self::Send(_, frame) = self {
@@ -87,6 +93,9 @@ pub(crate) struct Shared<A> {
     published: Arc<Published>,
     /// The loop's thread: a server cannot be sent to another.
     looping: ThreadId,
+    /// Recorded commands come from the recording alone: what the program's threads did is in it.
+    #[cfg(all(feature = "record", feature = "sim"))]
+    is_replay: AtomicBool,
 }
 
 /// Facts that a server publishes to its handles, for every application type.
@@ -175,6 +184,8 @@ impl<A> Shared<A> {
             wake,
             published,
             looping: thread::current().id(),
+            #[cfg(all(feature = "record", feature = "sim"))]
+            is_replay: AtomicBool::new(false),
         }
     }
 
@@ -274,7 +285,28 @@ impl<A> Shared<A> {
         self.wake.wake().map_err(|_| HandleError::ServerGone)
     }
 
-    pub(super) fn push(&self, mut command: Command<A>) -> Result<(), HandleError> {
+    pub(super) fn push(&self, command: Command<A>) -> Result<(), HandleError> {
+        #[cfg(all(feature = "record", feature = "sim"))]
+        if self.is_replay.load(Ordering::Relaxed) && command.is_recorded() && !self.is_closed() {
+            return Ok(());
+        }
+        self.append(command)
+    }
+
+    /// Queues a command of a recording.
+    #[cfg(all(feature = "record", feature = "sim"))]
+    pub(super) fn repeat(&self, command: Command<A>) {
+        // Refused by a queue that is full or closed.
+        let _ = self.append(command);
+    }
+
+    /// Ignores commands that recordings have, but for [`Shared::repeat`].
+    #[cfg(all(feature = "record", feature = "sim"))]
+    pub(super) fn set_replay(&self) {
+        self.is_replay.store(true, Ordering::Relaxed);
+    }
+
+    fn append(&self, mut command: Command<A>) -> Result<(), HandleError> {
         command.shrink();
         let refused = {
             let mut queue = lock(&self.queue);

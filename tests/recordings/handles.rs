@@ -5,8 +5,11 @@ use std::net::Shutdown;
 use std::time::Duration;
 
 use kit::net::{connect, spawn, Place};
-use portcullis::sim::{Ending, Replay, Tape};
-use portcullis::{CloseReason, Config, Payloads, Recording, Server};
+use portcullis::sim::{Ending, Replay, Sim, Tape};
+use portcullis::{
+    CloseReason, Config, Context, Handle, HandleError, Handler, Outcome, Payloads, Recording,
+    Server,
+};
 
 use crate::{listen, outcome, Journal, Talker};
 
@@ -82,6 +85,55 @@ fn frames_kills_and_drains_of_handles_replay() {
             outcome(&stats, &journal)
         );
     }
+}
+
+/// What a handler or a worker does through its handle is in the file, and is not done again by the replay's.
+#[test]
+fn the_programs_own_commands_come_from_the_file() {
+    #[derive(Default)]
+    struct State {
+        handle: Option<Handle<Self>>,
+    }
+    struct Worker;
+    impl Handler<State> for Worker {
+        fn on_frame(&mut self, cx: &mut Context<'_, State>, line: &[u8]) -> Outcome {
+            let (handle, id) = (cx.app.handle.as_ref().expect("it is set"), cx.conn.id());
+            match line.trim_ascii_end() {
+                b"kill twice" => {
+                    handle.kill(id)?;
+                    handle.kill(id)?;
+                }
+                b"drain" => handle.drain(Duration::from_secs(1))?,
+                line => handle.send(id, line.to_vec())?,
+            }
+            Ok(())
+        }
+    }
+    let place = Place::new();
+    let recording = recording(&place, Payloads::Kept);
+    let sim = Sim::recorded(1, Config::new(), State::default(), recording);
+    let mut sim = sim.expect("a recording");
+    sim.app_mut().handle = Some(sim.handle());
+    let addr = sim.listen(listen(), |_, _| Worker).expect("a port");
+    let clients = [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("room"));
+    for line in ["hello\n", "kill twice\n", "drain\n"] {
+        let client = clients[usize::from(line.starts_with('d'))];
+        sim.send(client, line.as_bytes());
+        sim.settle();
+    }
+    let stats = sim.stats();
+    assert_eq!((stats.traffic.frames_out, stats.undeliverable), (1, 1));
+    drop(sim);
+    let tape = Tape::read(place.path("server.rec")).expect("a recording");
+    let replay = Replay::new(tape, Config::new(), State::default());
+    let mut replay = replay.expect("a whole tape");
+    replay.app_mut().handle = Some(replay.handle());
+    replay.listen(listen(), |_, _| Worker).expect("it listens");
+    assert_eq!(replay.run(), Ok(Ending::Complete));
+    assert_eq!(format!("{:?}", replay.stats()), format!("{stats:?}"));
+    let handle = replay.handle();
+    drop(replay);
+    assert_eq!(handle.drain(Duration::ZERO), Err(HandleError::ServerGone));
 }
 
 /// A job is a closure: what it does is unknown, and the divergence says so.

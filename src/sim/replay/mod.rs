@@ -22,17 +22,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use os::ReplayOs;
-use player::{Command, Player};
+use player::{Player, Recorded};
 
 pub use player::Divergence;
 pub use tape::{Ending, Tape};
 
 use crate::config::{Config, Listen};
 use crate::error::Result;
-use crate::handle::Handle;
+use crate::handle::{Command, Handle};
 use crate::handler::{Control, ControlOps as _, Handler, Peer, Service};
 use crate::id::ListenerId;
-use crate::proto::Time;
+use crate::proto::{Chunk, Time};
 use crate::reactor::Reactor;
 use crate::stats::Stats;
 
@@ -73,6 +73,7 @@ impl<A> Replay<A> {
         tape.check_input()?;
         let player = Rc::new(RefCell::new(Player::new(tape)));
         let reactor = Reactor::new(ReplayOs(Rc::clone(&player)), config)?;
+        reactor.handle().set_replay();
         Ok(Self {
             reactor,
             player,
@@ -150,8 +151,7 @@ impl<A> Replay<A> {
         }
     }
 
-    /// Queues the commands of handles that the recorded server carried out. A refusal is one for a
-    /// connection that has gone, as it had then.
+    /// Queues the commands of handles that the recorded server carried out.
     fn repeat_commands(&self) {
         let commands = self.player.borrow().commands();
         if commands.is_empty() {
@@ -159,11 +159,13 @@ impl<A> Replay<A> {
         }
         let handle = self.reactor.handle();
         for command in commands {
-            let _ = match command {
-                Command::Drain(grace) => handle.drain(grace),
-                Command::Kill(token) => handle.kill(self.reactor.id_of(token)),
-                Command::Send(token, frame) => handle.send(self.reactor.id_of(token), frame),
-            };
+            handle.repeat(match command {
+                Recorded::Drain(grace) => Command::Drain(grace),
+                Recorded::Kill(token) => Command::Kill(self.reactor.id_of(token)),
+                Recorded::Send(token, frame) => {
+                    Command::Send(self.reactor.id_of(token), Chunk::Owned(frame))
+                }
+            });
         }
     }
 
@@ -198,7 +200,8 @@ impl<A> Replay<A> {
         Control::new(self.reactor.ops_mut())
     }
 
-    /// Returns a handle, as [`Sim::handle`](super::Sim::handle).
+    /// Returns a handle for the application's state and its threads. Its frames, kills and drains
+    /// are accepted and have no effect: the recorded ones are repeated.
     pub fn handle(&self) -> Handle<A> {
         self.reactor.handle()
     }

@@ -63,8 +63,8 @@ const TLS: &str = "a TLS session has random keys and cannot be replayed: record 
 const JOBS: &str = "jobs and messages of handles are not recorded, and there were some before";
 const DETACHED: &str = "what a detached connection's thread does is not recorded";
 
-/// A command of a handle.
-pub(super) enum Command {
+/// A command of a handle, as it was recorded.
+pub(super) enum Recorded {
     Drain(Duration),
     Kill(Token),
     Send(Token, Vec<u8>),
@@ -168,7 +168,7 @@ impl Player {
     }
 
     /// The commands of handles in the iteration that begins with the next record.
-    pub(super) fn commands(&self) -> Vec<Command> {
+    pub(super) fn commands(&self) -> Vec<Recorded> {
         let mut commands = Vec::new();
         let (mut at, mut begun, mut room) = (self.at, false, MAX_MADE);
         while let Some(record) = self.tape.record(at) {
@@ -177,17 +177,17 @@ impl Player {
                 What::Poll(..) | What::Call(Call::Poll, ..) if begun => break,
                 What::Poll(..) | What::Call(Call::Poll, ..) => begun = true,
                 What::Call(Call::Drain, _, Ok(answer)) => {
-                    commands.push(Command::Drain(Duration::from_nanos(answer.long())));
+                    commands.push(Recorded::Drain(Duration::from_nanos(answer.long())));
                 }
                 What::Call(Call::Kill, _, Ok(answer)) => {
-                    commands.push(Command::Kill(Token(answer.long() as usize)));
+                    commands.push(Recorded::Kill(Token(answer.long() as usize)));
                 }
                 What::Call(Call::Send, _, Ok(answer)) => {
                     let token = Token(answer.long() as usize);
-                    commands.push(Command::Send(token, Vec::new()));
+                    commands.push(Recorded::Send(token, Vec::new()));
                 }
                 What::Frame(length, kept) => {
-                    if let Some(Command::Send(_, frame)) = commands.last_mut() {
+                    if let Some(Recorded::Send(_, frame)) = commands.last_mut() {
                         *frame = match kept {
                             Kept::Bytes(words) => bytes_of(words, length),
                             // As long, at least.
