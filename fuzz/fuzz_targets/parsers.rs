@@ -6,15 +6,12 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Seek, Write};
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use kit::unlinked::Unlinked;
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::Sim;
 use portcullis::tls::rustls::pki_types::PrivatePkcs8KeyDer;
@@ -84,11 +81,11 @@ fn load(chain: &[u8], key: &[u8]) {
     FILES.with_borrow_mut(|files| {
         files[0].put(chain).expect("a file takes all");
         files[1].put(key).expect("a file takes all");
-        match portcullis::tls::server_config(&files[0].path, &files[1].path) {
+        match portcullis::tls::server_config(files[0].path(), files[1].path()) {
             Ok(config) => drop(ServerConnection::new(config).expect("what is taken works")),
             Err(error) => {
                 let words = error.to_string();
-                let names = |file: &Unlinked| words.starts_with(&*file.path.to_string_lossy());
+                let names = |file: &Unlinked| words.starts_with(&*file.path().to_string_lossy());
                 assert!(files.iter().any(names), "{words}");
                 assert!(
                     words.len() < 400 && !words.chars().any(char::is_control),
@@ -145,40 +142,6 @@ fn damage(pem: &mut Vec<u8>, [what, high, low, how]: [u8; 4]) {
             .for_each(|byte| *byte ^= how),
         3 => drop(pem.splice(at..at, pem[at..end].to_vec())),
         _ => drop(pem.splice(at..at, WORDS[usize::from(how) % WORDS.len()].bytes())),
-    }
-}
-
-/// A file that has a path for as long as it is open, and leaves nothing behind however the process ends.
-struct Unlinked {
-    file: File,
-    path: PathBuf,
-}
-
-impl Unlinked {
-    fn new(name: &str) -> Self {
-        // Where there is one, a folder in memory: a disk's file system takes most of the time there is.
-        let memory = PathBuf::from("/dev/shm");
-        let folder = if memory.is_dir() {
-            memory
-        } else {
-            std::env::temp_dir()
-        };
-        let linked = folder.join(format!("portcullis-fuzz-{}-{name}", std::process::id()));
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&linked);
-        let file = file.expect("a file in the folder for temporary files");
-        fs::remove_file(linked).expect("our own file");
-        let path = PathBuf::from(format!("/dev/fd/{}", file.as_raw_fd()));
-        Self { file, path }
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.rewind()?;
-        self.file.write_all(bytes)
     }
 }
 

@@ -5,6 +5,7 @@
 #![no_main]
 
 mod framing;
+#[path = "../script.rs"]
 mod script;
 mod setup;
 mod subject;

@@ -12,6 +12,7 @@ use portcullis::{
 };
 
 use crate::framing::framing;
+use crate::script::amount;
 use crate::subject::{tcp, App, Subject};
 
 const FULL: &[u8] = b"full\n";
@@ -236,12 +237,6 @@ pub fn farewell(reason: CloseReason) -> &'static [u8] {
         CloseReason::Refused => UNWANTED,
         _ => b"",
     }
-}
-
-/// 0 to a million, close together at first and ever further apart.
-pub fn amount(byte: u8) -> usize {
-    let (steps, size) = (usize::from(byte % 16), byte / 16);
-    ((16 + steps) << size) - 16
 }
 
 fn time(byte: u8) -> Duration {

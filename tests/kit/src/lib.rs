@@ -15,6 +15,7 @@
 //! | [`net`] | a server on a thread of its own, clients whose every wait is bounded, examples as child processes |
 //! | [`script`] | handlers that are closures, and a journal of all callbacks |
 //! | [`outgoing`], `tls` | servers to connect to, certificates and TLS clients |
+//! | [`unlinked`] | a file without a name |
 //! | [`exposition`] | a reader of Prometheus's text format |
 
 pub mod campaign;
@@ -37,6 +38,7 @@ pub mod strings;
 pub mod terminal;
 #[cfg(feature = "tls")]
 pub mod tls;
+pub mod unlinked;
 
 /// The repository.
 pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");

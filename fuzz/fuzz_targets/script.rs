@@ -6,8 +6,6 @@ use std::fmt;
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use portcullis::sim::{Op, Script};
 
-use crate::setup::amount;
-
 /// What is left of the input, as a script.
 pub fn script(input: &mut Unstructured<'_>) -> Result<Script> {
     let mut ops = Vec::new();
@@ -79,6 +77,12 @@ fn bytes(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
 fn span(input: &mut Unstructured<'_>) -> Result<u16> {
     let byte: u8 = input.arbitrary()?;
     Ok(u16::try_from(amount(byte / 4 * 3)).unwrap_or(u16::MAX))
+}
+
+/// 0 to a million, close together at first and ever further apart.
+pub fn amount(byte: u8) -> usize {
+    let (steps, size) = (usize::from(byte % 16), byte / 16);
+    ((16 + steps) << size) - 16
 }
 
 /// A readable script: a line for each op, for any number of bytes.
