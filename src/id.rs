@@ -1,7 +1,7 @@
 //! Names of connections and listeners.
 
 use std::fmt;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -39,7 +39,7 @@ use crate::proto::Time;
 /// 2³⁰ connections in one slot, or by every 1,024th server that the process creates, for the
 /// same slot and generation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnId(u64);
+pub struct ConnId(NonZeroU64);
 
 const SERVER_BITS: u32 = 10;
 const GENERATION_BITS: u32 = 30;
@@ -54,21 +54,32 @@ impl ConnId {
     pub(crate) const fn new(server: ServerNumber, index: u32, generation: u32) -> Self {
         debug_assert!(index < 1 << INDEX_BITS && generation <= Self::MAX_GENERATION);
         let (index, generation) = (index as u64, generation as u64);
-        Self(index << (GENERATION_BITS + SERVER_BITS) | generation << SERVER_BITS | server.0 as u64)
+        let high = index << (GENERATION_BITS + SERVER_BITS);
+        match NonZeroU64::new(high | generation << SERVER_BITS | server.0 as u64) {
+            Some(bits) => Self(bits),
+            // A generation is never zero.
+            None => Self(NonZeroU64::MIN),
+        }
     }
 
     #[inline]
     pub(crate) const fn index(self) -> u32 {
-        (self.0 >> (GENERATION_BITS + SERVER_BITS)) as u32
+        (self.bits() >> (GENERATION_BITS + SERVER_BITS)) as u32
     }
 
     #[inline]
     pub(crate) const fn generation(self) -> u32 {
-        (self.0 >> SERVER_BITS) as u32 & Self::MAX_GENERATION
+        (self.bits() >> SERVER_BITS) as u32 & Self::MAX_GENERATION
     }
 
     pub(crate) const fn server(self) -> ServerNumber {
-        ServerNumber(self.0 as u16 & ServerNumber::MASK)
+        ServerNumber(self.bits() as u16 & ServerNumber::MASK)
+    }
+
+    /// Never zero.
+    #[inline]
+    pub(crate) const fn bits(self) -> u64 {
+        self.0.get()
     }
 }
 
@@ -96,6 +107,7 @@ impl FromStr for ConnId {
             number.filter(|_| is_plain)
         };
         let (index, generation) = (next((1 << INDEX_BITS) - 1), next(Self::MAX_GENERATION));
+        let generation = generation.filter(|generation| *generation > 0);
         let server = next(u32::from(ServerNumber::MASK));
         match (index, generation, server, parts.next()) {
             (Some(index), Some(generation), Some(server), None) => {
