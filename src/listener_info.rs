@@ -79,8 +79,8 @@ pub struct ListenerInfo {
     pub max_connections: usize,
     /// Number of accepted sockets, those that were refused included.
     pub accepted: u64,
-    /// Bytes and frames of its connections that have ended. Those of a present connection are in
-    /// [`ConnInfo::traffic`](crate::ConnInfo::traffic).
+    /// Bytes and frames of all its connections, those that have ended included. Never goes down.
+    /// Those of one connection are in [`ConnInfo::traffic`](crate::ConnInfo::traffic).
     pub traffic: Traffic,
     pub(crate) closed: ClosedCounts,
 }

@@ -222,25 +222,25 @@ impl Metrics {
             (
                 "listener_bytes_in_total",
                 "counter",
-                "Bytes read from connections of a listener that have ended.",
+                "Bytes read from connections of a listener, as on the wire.",
                 |listener| listener.traffic.bytes_in,
             ),
             (
                 "listener_bytes_out_total",
                 "counter",
-                "Bytes written to connections of a listener that have ended.",
+                "Bytes written to connections of a listener, as on the wire.",
                 |listener| listener.traffic.bytes_out,
             ),
             (
                 "listener_frames_in_total",
                 "counter",
-                "Frames from connections of a listener that have ended.",
+                "Frames given to handlers of a listener's connections.",
                 |listener| listener.traffic.frames_in,
             ),
             (
                 "listener_frames_out_total",
                 "counter",
-                "Frames to connections of a listener that have ended.",
+                "Frames sent to connections of a listener.",
                 |listener| listener.traffic.frames_out,
             ),
         ];

@@ -89,6 +89,16 @@ impl Traffic {
         self.frames_in += other.frames_in;
         self.frames_out += other.frames_out;
     }
+
+    /// Returns what was counted after `before`.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            bytes_in: self.bytes_in.saturating_sub(before.bytes_in),
+            bytes_out: self.bytes_out.saturating_sub(before.bytes_out),
+            frames_in: self.frames_in.saturating_sub(before.frames_in),
+            frames_out: self.frames_out.saturating_sub(before.frames_out),
+        }
+    }
 }
 
 /// Why [`Conn::send`](crate::Conn::send) did not queue a frame. No part of it was queued.

@@ -6,11 +6,11 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::close::remove_detached;
-use super::connection::Connection;
 use super::connections::Returning;
 use super::core::Core;
 use super::detached_conns::Receiver;
 use super::inner::Inner;
+use super::listener::Listener;
 use super::os::Os;
 use super::user_code::drop_handler;
 use crate::access::Prefix;
@@ -211,39 +211,6 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 }
 
 impl<A, O: Os> Inner<A, O> {
-    /// Sends to a connection, unless it closes behind its messages. The last argument of `send` is
-    /// the number of bytes after which nothing is written before the turn ends.
-    #[inline(always)]
-    fn send_by(
-        &mut self,
-        id: ConnId,
-        send: impl FnOnce(
-            &mut Connection<O::Stream>,
-            &mut O,
-            &mut Pool,
-            &mut Time,
-            u64,
-        ) -> std::result::Result<(), Box<SendError>>,
-    ) -> std::result::Result<(), Box<SendError>> {
-        let core = &mut self.core;
-        if core.deferred.refuses_output(id) {
-            return Err(Box::new(SendError::Closed));
-        }
-        let Core {
-            conns,
-            os,
-            now,
-            early_output_until,
-            ..
-        } = core;
-        let Some((conn, pool)) = conns.parts_to_send(id) else {
-            return Err(Box::new(SendError::Closed));
-        };
-        let sent = send(conn, os, pool, now, *early_output_until);
-        core.touch(id);
-        sent
-    }
-
     /// Begins a connection and gives it its handler. After an error that is dropped, as the options
     /// always are.
     fn begin(
@@ -274,12 +241,14 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
             .listeners
             .iter()
             .filter(|listener| listener.is_open());
-        open.map(|listener| listener.info(&capacity)).collect()
+        open.map(|listener| listener.info(&capacity, self.core.traffic_of(listener)))
+            .collect()
     }
 
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo> {
         let capacity = self.core.capacity_at(self.core.os.now());
-        Ok(self.core.listeners.find(which)?.info(&capacity))
+        let listener = self.core.listeners.find(which)?;
+        Ok(listener.info(&capacity, self.core.traffic_of(listener)))
     }
 
     fn connections(&self) -> Vec<ConnInfo> {
@@ -305,8 +274,9 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         let core = &self.core;
         let now = core.os.now();
         let capacity = core.capacity_at(now);
-        let branch = |listener: &super::listener::Listener<_>| {
-            (listener.info(&capacity), Vec::<ConnInfo>::new())
+        let branch = |listener: &Listener<O::Listener>| {
+            let info = listener.info(&capacity, core.traffic_of(listener));
+            (info, Vec::<ConnInfo>::new())
         };
         let mut listeners: Vec<_> = core.listeners.iter().map(branch).collect();
         let ids = core.listeners.iter().map(|listener| listener.id);
@@ -469,6 +439,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
             "killed; {}",
             core.describe(id)
         );
+        core.begin_aside(id);
         if let Some((conn, pool)) = core.conns.parts(id) {
             // What was sent before has been accepted: as far as the kernel takes it now.
             conn.write_out(&mut core.os, pool, &mut core.now);
@@ -478,6 +449,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
             }
             conn.machine.reset(Closed::new(CloseReason::Killed), pool);
         }
+        core.end_aside();
         core.touch(id);
         true
     }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::admission::Admission;
+use super::attribution::Attribution;
 use super::busy::Busy;
 use super::capacity::Capacity;
 use super::connection::Connection;
@@ -20,7 +21,6 @@ use super::os::Os;
 use super::outbound::Outbound;
 use super::panic_guard::PanicGuard;
 use super::pending::Unproven;
-use super::shared_cap::{CapShare, SharedCap};
 use super::work::{self, Work};
 use crate::catch::{catch, Panic};
 use crate::config::Config;
@@ -52,6 +52,7 @@ pub(crate) struct Core<O: Os> {
     pub(super) history: History,
     pub(super) guard: PanicGuard,
     pub(super) episodes: Episodes,
+    pub(super) attribution: Attribution,
     /// No slot was free at the end of the last iteration.
     pub(super) was_full: bool,
     /// The connection whose turn is running: it is flushed when the turn ends.
@@ -91,6 +92,7 @@ impl<O: Os> Core<O> {
             drain: Drain::default(),
             guard: PanicGuard::default(),
             episodes: Episodes::default(),
+            attribution: Attribution::default(),
             was_full: false,
             running: None,
             work: Work::default(),
@@ -105,11 +107,6 @@ impl<O: Os> Core<O> {
             os,
             config,
         }
-    }
-
-    pub(super) fn share_cap(&mut self, cap: Arc<SharedCap>, index: usize) {
-        let share = CapShare::new(cap, index, self.os.waker());
-        self.conns.share(share);
     }
 
     /// Reads the clock, so that time spent in a blocking callback is not charged to connections.
@@ -245,6 +242,9 @@ impl<O: Os> Core<O> {
 
     /// A connection's timer has fired. True if the connection has a turn now.
     pub(super) fn expire_connection(&mut self, id: ConnId, due: Time) -> bool {
+        let listener = self.conns.get(id).and_then(|conn| conn.listener);
+        let traffic = &self.conns.pool.traffic;
+        self.attribution.set(listener, &mut self.listeners, traffic);
         let Some((conn, pool)) = self.conns.parts(id) else {
             return false;
         };
@@ -368,11 +368,16 @@ impl<O: Os> Core<O> {
         }
     }
 
+    #[inline]
+    pub(super) fn is_running(&self, id: ConnId) -> bool {
+        self.running.map_or(0, ConnId::bits) == id.bits()
+    }
+
     /// Another connection's callback, or a command, has changed this one: gives it a turn.
     #[inline]
     pub(super) fn touch(&mut self, id: ConnId) {
         // The running connection is flushed and accounted for when its turn ends.
-        if self.running != Some(id) {
+        if !self.is_running(id) {
             self.conns.wake(id);
             self.account(id);
         }
@@ -606,10 +611,5 @@ impl<O: Os> Core<O> {
             Some(listener) => format!("listener {}, {info}", listener.name),
             None => info.to_string(),
         }
-    }
-
-    pub(super) fn stream(&self, id: ConnId) -> std::io::Result<&O::Stream> {
-        let stream = self.conns.get(id).and_then(|conn| conn.stream.as_ref());
-        Ok(stream.ok_or(std::io::ErrorKind::NotConnected)?)
     }
 }

@@ -1,5 +1,6 @@
 //! The core and the user's code together: what a callback is lent.
 
+use super::connection::Connection;
 use super::core::Core;
 use super::os::Os;
 use super::user_code::{drop_handler, UserCode};
@@ -9,7 +10,7 @@ use crate::config::Listen;
 use crate::error::{Error, Result};
 use crate::handler::{Context, Control, Handler, Service};
 use crate::id::{ConnId, ListenerId};
-use crate::proto::InputCursor;
+use crate::proto::{InputCursor, Pool, SendError, Time};
 use crate::reason::{Close, Closed, Outcome};
 use std::sync::Arc;
 
@@ -148,6 +149,7 @@ impl<A, O: Os> Inner<A, O> {
     /// After a panic, perhaps of a framer while a frame was being made: the connection has a turn,
     /// and accounts for its memory.
     pub(super) fn touch_last_sent(&mut self) {
+        self.core.end_aside();
         if let Some(id) = self.core.conns.take_last_sent() {
             self.core.touch(id);
         }
@@ -216,6 +218,45 @@ impl<A, O: Os> Inner<A, O> {
         }
         self.core.guard.drop("a listener's options", options);
         added
+    }
+
+    /// Sends to a connection, unless it closes behind its messages. The last argument of `send` is
+    /// the number of bytes after which nothing is written before the turn ends.
+    #[inline(always)]
+    pub(super) fn send_by(
+        &mut self,
+        id: ConnId,
+        send: impl FnOnce(
+            &mut Connection<O::Stream>,
+            &mut O,
+            &mut Pool,
+            &mut Time,
+            u64,
+        ) -> std::result::Result<(), Box<SendError>>,
+    ) -> std::result::Result<(), Box<SendError>> {
+        let core = &mut self.core;
+        if core.deferred.refuses_output(id) {
+            return Err(Box::new(SendError::Closed));
+        }
+        if !core.is_running(id) {
+            core.begin_aside(id);
+        }
+        let Core {
+            conns,
+            os,
+            now,
+            early_output_until,
+            ..
+        } = core;
+        let Some((conn, pool)) = conns.parts_to_send(id) else {
+            return Err(Box::new(SendError::Closed));
+        };
+        let sent = send(conn, os, pool, now, *early_output_until);
+        if !core.is_running(id) {
+            core.end_aside();
+            core.touch(id);
+        }
+        sent
     }
 
     /// Removes closed listeners that have no connections left, unless their service is still to

@@ -1,15 +1,34 @@
 //! The invariants of every iteration, checked by the simulator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::admission::max_pending;
 use super::core::Core;
 use super::drive::READ_SIZE;
+use super::listener::Listener;
 use super::os::Os;
-use crate::id::ConnId;
-use crate::proto::State;
+use crate::id::{ConnId, ListenerId};
+use crate::proto::{State, Traffic};
 
 impl<O: Os> Core<O> {
+    /// The name of a listener whose traffic is not that of its connections.
+    fn misattributed(&self) -> Option<String> {
+        let mut sums: HashMap<ListenerId, Traffic> = HashMap::new();
+        for conn in self.conns.iter() {
+            if let Some(listener) = conn.listener {
+                let sum = sums.entry(listener).or_default();
+                sum.add(&conn.machine.traffic());
+            }
+        }
+        let is_wrong = |listener: &&Listener<O::Listener>| {
+            let mut expected = listener.ended_traffic;
+            expected.add(&sums.get(&listener.id).copied().unwrap_or_default());
+            self.traffic_of(listener) != expected
+        };
+        let wrong = self.listeners.iter().find(is_wrong);
+        wrong.map(|listener| listener.name.to_string())
+    }
+
     /// The first invariant that does not hold, as text. `handlers` is their number.
     pub(crate) fn broken_invariant(&self, handlers: usize) -> Option<String> {
         let open = self.conns.len();
@@ -150,6 +169,11 @@ impl<O: Os> Core<O> {
         }
         if self.conns.pool.sizes_in.count() != self.conns.pool.traffic.frames_in {
             return Some("not every frame has a size".to_owned());
+        }
+        if let Some(name) = self.misattributed() {
+            return Some(format!(
+                "the traffic of listener {name} is not that of its connections"
+            ));
         }
         if self.conns.timers().len() > open {
             return Some(format!(

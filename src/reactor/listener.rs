@@ -59,8 +59,11 @@ pub(super) struct Listener<L> {
     /// At its own limit: when one of them can be evicted for the next client.
     pub(super) evicts_own_at: Time,
     pub(super) accepted: u64,
-    /// Of its connections that have ended.
+    /// Of all of its connections, as far as it was attributed to it.
     pub(super) traffic: Traffic,
+    /// Of its connections that have ended.
+    #[cfg(feature = "sim")]
+    pub(super) ended_traffic: Traffic,
     pub(super) closed: ClosedCounts,
     pub(super) suspended: bool,
     /// The server drains: neither a suspension nor a rate holds back the clients in the backlog.
@@ -114,6 +117,8 @@ impl<L> Listener<L> {
             evicts_own_at: Time::NEVER,
             accepted: 0,
             traffic: Traffic::default(),
+            #[cfg(feature = "sim")]
+            ended_traffic: Traffic::default(),
             closed: ClosedCounts::default(),
             suspended: false,
             is_draining: false,
@@ -150,10 +155,11 @@ impl<L> Listener<L> {
         }
     }
 
-    /// A connection of this listener has ended, or got no slot.
-    pub(super) fn count_closed(&mut self, closed: &Closed, traffic: &Traffic) {
+    /// A connection of this listener has ended.
+    pub(super) fn count_closed(&mut self, closed: &Closed, _traffic: &Traffic) {
         self.closed.count(closed);
-        self.traffic.add(traffic);
+        #[cfg(feature = "sim")]
+        self.ended_traffic.add(_traffic);
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -429,7 +435,8 @@ impl<L> Listener<L> {
         }
     }
 
-    pub(super) fn info(&self, capacity: &Capacity) -> ListenerInfo {
+    /// `traffic` is that of all of its connections.
+    pub(super) fn info(&self, capacity: &Capacity, traffic: Traffic) -> ListenerInfo {
         ListenerInfo {
             id: self.id,
             name: self.name.to_string(),
@@ -438,7 +445,7 @@ impl<L> Listener<L> {
             connections: self.connections,
             max_connections: self.max_connections().min(capacity.cap),
             accepted: self.accepted,
-            traffic: self.traffic,
+            traffic,
             closed: self.closed.clone(),
         }
     }

@@ -16,7 +16,7 @@ use crate::config::Listen;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, ListenerRef, ServerNumber};
 use crate::logs;
-use crate::proto::Time;
+use crate::proto::{Time, Traffic};
 
 pub(super) struct Listeners<L> {
     all: Vec<Listener<L>>,
@@ -120,6 +120,12 @@ impl<L> Listeners<L> {
     /// As [`Listeners::get_mut`], for the sake of a connection.
     pub(super) fn by_id_mut(&mut self, id: ListenerId) -> Option<&mut Listener<L>> {
         self.get_mut(self.position(id)?)
+    }
+
+    /// Its traffic, which changes nothing else of it.
+    pub(super) fn traffic_of(&mut self, id: ListenerId) -> Option<&mut Traffic> {
+        let at = self.position(id)?;
+        self.all.get_mut(at).map(|listener| &mut listener.traffic)
     }
 
     fn position(&self, id: ListenerId) -> Option<usize> {

@@ -20,6 +20,7 @@ mod admission;
 mod admit;
 mod alarms;
 mod app_timers;
+mod attribution;
 mod bans;
 mod busy;
 mod capacity;
@@ -524,15 +525,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.inner.core.begin_stage();
         self.inner.core.drain_step(due);
         close::force_late(&mut self.inner, app, due);
-        let Core {
-            drain,
-            conns,
-            listeners,
-            stats,
-            now,
-            ..
-        } = &mut self.inner.core;
-        drain.finish(conns, listeners, stats.accepted, *now);
+        self.inner.core.finish_drain();
     }
 
     /// Gives a connection its turn, right after the clock was read. Never called from inside a
@@ -548,6 +541,7 @@ impl<A, O: Os> Reactor<A, O> {
         else {
             return;
         };
+        let listener = conn.listener;
         // A number from long ago that happens to match costs one small budget, and no more.
         let bytes = if conn.budget_iteration == iteration {
             usize::from(conn.budget) * drive::FRAME_COST
@@ -556,6 +550,7 @@ impl<A, O: Os> Reactor<A, O> {
         };
         let mut budget = Budget::new(bytes);
         core.work.charge(work::TURN);
+        core.attribute_to(listener);
         core.begin_turn(id);
         core.conns.offer_room();
         let mut turn = Turn {

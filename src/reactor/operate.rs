@@ -1,5 +1,6 @@
 //! What an operator changes and reads of a running server: options, counters, gauges. And its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::Admission;
@@ -9,17 +10,23 @@ use super::episodes::Cause;
 use super::listener::Listener;
 use super::os::{End, Os};
 use super::pending::Unproven;
+use super::shared_cap::{CapShare, SharedCap};
 use super::standing::Queue;
 use crate::config::{Config, Listen};
 use crate::error::{Error, Result};
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::logs;
-use crate::proto::Time;
+use crate::proto::{Time, Traffic};
 use crate::reason::{CloseReason, Closed};
 use crate::stats::Stats;
 
 impl<O: Os> Core<O> {
     // Options.
+
+    pub(super) fn share_cap(&mut self, cap: Arc<SharedCap>, index: usize) {
+        let share = CapShare::new(cap, index, self.os.waker());
+        self.conns.share(share);
+    }
 
     /// Checks the options of a new listener.
     pub(super) fn check_listen(&self, listen: &Listen) -> Result<()> {
@@ -158,6 +165,43 @@ impl<O: Os> Core<O> {
             .update(|stats| stats.panics = self.guard.count());
     }
 
+    /// From here on the traffic is that of a connection of this listener.
+    #[inline(always)]
+    pub(super) fn attribute_to(&mut self, listener: Option<ListenerId>) {
+        if !self.attribution.is_to(listener) {
+            self.switch_to(listener);
+        }
+    }
+
+    #[inline(never)]
+    fn switch_to(&mut self, listener: Option<ListenerId>) {
+        let traffic = &self.conns.pool.traffic;
+        self.attribution.set(listener, &mut self.listeners, traffic);
+    }
+
+    /// As [`Core::attribute_to`] until [`Core::end_aside`]: something is sent to another connection
+    /// than the running one.
+    #[inline(never)]
+    pub(super) fn begin_aside(&mut self, id: ConnId) {
+        if let Some(listener) = self.conns.get(id).map(|conn| conn.listener) {
+            self.attribution.note_aside();
+            self.attribute_to(listener);
+        }
+    }
+
+    /// It was sent: the traffic is the running connection's again.
+    #[inline(never)]
+    pub(super) fn end_aside(&mut self) {
+        if let Some(listener) = self.attribution.take_aside() {
+            self.attribute_to(listener);
+        }
+    }
+
+    /// The traffic of all connections that this listener has and has had.
+    pub(super) fn traffic_of(&self, listener: &Listener<O::Listener>) -> Traffic {
+        self.attribution.of(listener, &self.conns.pool.traffic)
+    }
+
     // Limits, and the drain.
 
     /// Notes whether the cap is reached, at the end of an iteration.
@@ -260,6 +304,13 @@ impl<O: Os> Core<O> {
         drain.notify(conns, *now);
     }
 
+    /// Ends the drain if nothing is left.
+    pub(super) fn finish_drain(&mut self) {
+        let accepted = self.stats.accepted;
+        self.drain
+            .finish(&self.conns, &self.listeners, accepted, self.now);
+    }
+
     /// Begins a drain, or shortens one. `grace` counts from now.
     pub(super) fn begin_drain(&mut self, grace: Duration) -> bool {
         let now = self.refresh();
@@ -292,6 +343,12 @@ impl<O: Os> Core<O> {
     /// Outgoing connections that wait for their next attempt.
     pub(super) fn without_socket(&self) -> usize {
         self.outbound.without_socket()
+    }
+
+    /// The socket of a connection.
+    pub(super) fn stream(&self, id: ConnId) -> std::io::Result<&O::Stream> {
+        let stream = self.conns.get(id).and_then(|conn| conn.stream.as_ref());
+        Ok(stream.ok_or(std::io::ErrorKind::NotConnected)?)
     }
 
     // The end.

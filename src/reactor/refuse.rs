@@ -54,9 +54,12 @@ pub(super) fn dismiss<O: Os>(
     // Unread input would turn the close into a reset and destroy the farewell.
     let read = core.os.read(&mut stream, &mut scratch.wire);
     traffic.bytes_in = read.unwrap_or(0) as u64;
+    let listener = core.listeners.get(at).map(|listener| listener.id);
+    core.attribute_to(listener);
     core.conns.pool.traffic.add(&traffic);
+    #[cfg(feature = "sim")]
     if let Some(listener) = core.listeners.get_mut(at) {
-        listener.traffic.add(&traffic);
+        listener.ended_traffic.add(&traffic);
     }
     core.os.close(stream, End::Close);
 }

@@ -3,6 +3,7 @@
 mod alarms;
 mod histograms;
 mod labels;
+mod listener_traffic;
 mod observer_feed;
 mod observer_http;
 mod options_data;
