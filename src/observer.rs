@@ -6,6 +6,7 @@ mod guard;
 mod http;
 mod ranking;
 mod session;
+mod waiting;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -21,6 +22,7 @@ use crate::proto::Framing;
 use feed::Feed;
 use guard::MIN_TOKEN;
 use session::{Session, Shared};
+use waiting::Waiting;
 
 /// A page that shows the running server in a browser, from the same loop: the server, its listeners
 /// and its connections as a tree, rates, close reasons, histograms, alarms. Feature `observer`.
@@ -77,9 +79,10 @@ impl Observer {
     }
 
     /// Returns the options of a listener for this observer, at a TCP address. It has at most 16
-    /// connections, and tight timeouts for slow requests. Four slots of the server's cap are its
-    /// own ([`Listen::reserved`]), so that it answers while the server is full. You may change the
-    /// options, except for the framing.
+    /// connections, and tight timeouts for slow requests and silence. Four slots of the server's cap
+    /// are its own ([`Listen::reserved`]), so that it answers while the server is full. When all
+    /// slots are taken, the connection that has waited longest for a request makes room; streams of
+    /// events stay. You may change the options, except for the framing.
     ///
     /// # Errors
     ///
@@ -121,6 +124,8 @@ impl Observer {
         listen.evict_silent = false;
         listen.socket.send_buffer = Some(64 * 1024);
         listen.conn.write_timeout = Duration::from_secs(10);
+        // Its slots are few.
+        listen.conn.linger_timeout = Duration::from_millis(500);
         listen.conn.output_limit = listen.conn.high_watermark;
         Ok(listen)
     }
@@ -170,9 +175,10 @@ impl<A> Service<A> for Observer {
                 hosts: self.hosts.clone(),
                 token: self.token.clone(),
                 feed: Rc::new(RefCell::new(Feed::new(self.token.is_some()))),
+                waiting: RefCell::new(Waiting::default()),
             })
         });
-        Ok(Box::new(Session::new(Rc::clone(shared))))
+        Ok(Box::new(Session::new(Rc::clone(shared), peer.listener)))
     }
 }
 

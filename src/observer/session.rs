@@ -1,5 +1,6 @@
 //! One browser's connection: requests, answers in order, and events at the end.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -7,8 +8,9 @@ use super::feed::{subscribe, SharedFeed};
 use super::guard::{has_token, is_own_host, is_own_origin, MIN_TOKEN};
 use super::http::{head, parameters, Method, Refusal, Request, HEAD_LIMIT, NOT_ALLOWED};
 use super::ranking::{Query, SHOWN};
+use super::waiting::{is_full, Waiting};
 use crate::handler::{Context, Handler};
-use crate::id::ConnId;
+use crate::id::{ConnId, ListenerId};
 use crate::metrics::Metrics;
 use crate::reason::{Close, CloseReason, Closed, Outcome};
 
@@ -33,11 +35,18 @@ const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
 const OK: &str = "200 OK";
 
+/// The timer of a connection without a request.
+const SILENCE: u8 = 0;
+/// Browsers connect ahead of time, but not for long: a connection without a request has a slot that
+/// an operator may need.
+const MAX_SILENCE: Duration = Duration::from_secs(5);
+
 /// What all connections of an observer share.
 pub(super) struct Shared {
     pub(super) hosts: Vec<String>,
     pub(super) token: Option<String>,
     pub(super) feed: SharedFeed,
+    pub(super) waiting: RefCell<Waiting>,
 }
 
 impl Shared {
@@ -49,6 +58,7 @@ impl Shared {
 /// The requests of one connection.
 pub(super) struct Session {
     shared: Rc<Shared>,
+    listener: ListenerId,
     /// Its last request was for the events, which do not end.
     follows: bool,
 }
@@ -62,11 +72,19 @@ struct Answer<B> {
 }
 
 impl Session {
-    pub(super) fn new(shared: Rc<Shared>) -> Self {
+    pub(super) fn new(shared: Rc<Shared>, listener: ListenerId) -> Self {
         Self {
             shared,
+            listener,
             follows: false,
         }
+    }
+
+    /// No other client can come in while this connection stays: it is for a request with an end.
+    fn has_last_slot<A>(&self, cx: &mut Context<'_, A>) -> bool {
+        let id = cx.conn.id();
+        let can_make_room = self.shared.waiting.borrow().has_other(id);
+        !can_make_room && is_full(&cx.conn.control(), self.listener)
     }
 
     fn answer<A>(&mut self, cx: &mut Context<'_, A>, request: &Request<'_>) -> Outcome {
@@ -138,11 +156,16 @@ impl Session {
             let text = "too many different queries\n";
             return reply(cx, request, plain("503 Service Unavailable", text));
         }
+        let id = cx.conn.id();
+        if self.has_last_slot(cx) {
+            let text = "too many browsers follow the events\n";
+            return reply(cx, request, plain("503 Service Unavailable", text));
+        }
         self.follows = true;
         // A browser sends nothing from here on. One that reads nothing ends by the write timeout.
         cx.conn
             .reconfigure(|conn| conn.idle_timeout = Duration::MAX)?;
-        let id = cx.conn.id();
+        self.shared.waiting.borrow_mut().remove(id);
         let mut control = cx.conn.control();
         subscribe(&self.shared.feed, &mut control, id, query, head);
         Ok(())
@@ -171,12 +194,35 @@ impl Session {
 }
 
 impl<A> Handler<A> for Session {
+    fn on_open(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        let id = cx.conn.id();
+        cx.conn.set_timer(SILENCE, MAX_SILENCE);
+        let mut waiting = self.shared.waiting.borrow_mut();
+        waiting.open(id);
+        waiting.make_room(&mut cx.conn.control(), self.listener, id);
+        Ok(())
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_, A>, _key: u8) -> Outcome {
+        let is_silent = self.shared.waiting.borrow().is_silent(cx.conn.id());
+        // A request that has begun has a timeout of its own.
+        match is_silent && cx.conn.info().is_some_and(|info| info.buffered == 0) {
+            true => Err(Close::abort().labelled("silent")),
+            false => Ok(()),
+        }
+    }
+
     fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome {
         if self.follows {
             return Ok(());
         }
+        let id = cx.conn.id();
+        self.shared.waiting.borrow_mut().note_request(id);
         match Request::parse(frame) {
-            Ok(request) => self.answer(cx, &request),
+            Ok(mut request) => {
+                request.keeps_alive &= !self.has_last_slot(cx);
+                self.answer(cx, &request)
+            }
             Err(refusal) => {
                 refuse(cx, refusal)?;
                 Err(Close::because(refusal))
@@ -199,8 +245,10 @@ impl<A> Handler<A> for Session {
     }
 
     fn on_close(&mut self, cx: &mut Context<'_, A>, _closed: &Closed) {
+        let id = cx.conn.id();
+        self.shared.waiting.borrow_mut().remove(id);
         if self.follows {
-            self.shared.feed.borrow_mut().unsubscribe(cx.conn.id());
+            self.shared.feed.borrow_mut().unsubscribe(id);
         }
     }
 }

@@ -6,6 +6,7 @@ mod labels;
 mod listener_traffic;
 mod observer_feed;
 mod observer_http;
+mod observer_slots;
 mod options_data;
 mod queries;
 mod recent_closes;

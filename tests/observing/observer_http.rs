@@ -416,13 +416,16 @@ fn slow_requests_and_silence_end() {
     assert_eq!(sim.state(slow), ClientState::Finished);
     assert_eq!(sim.state(idle), ClientState::Connected);
     sim.advance(Duration::from_secs(60));
-    for client in [silent, idle] {
-        assert_eq!(sim.state(client), ClientState::Finished);
-    }
+    assert_eq!(sim.state(silent), ClientState::Reset);
+    assert_eq!(sim.state(idle), ClientState::Finished);
     sim.advance(Duration::from_secs(10));
     let stats = sim.stats();
-    let ends = [CloseReason::FrameTimeout, CloseReason::IdleTimeout];
-    assert_eq!(ends.map(|reason| stats.closed(reason)), [1, 2]);
+    let ends = [
+        CloseReason::FrameTimeout,
+        CloseReason::IdleTimeout,
+        CloseReason::Aborted,
+    ];
+    assert_eq!(ends.map(|reason| stats.closed(reason)), [1, 1, 1]);
     assert_eq!(sim.stats().panics, 0);
 }
 
