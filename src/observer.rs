@@ -56,8 +56,24 @@ use waiting::Waiting;
 ///
 /// Without a browser that follows the events, it does nothing. With one, it visits all connections
 /// once a second, at most 256 slots in one iteration of the loop. A browser that does not read
-/// skips snapshots. In [`Shards`](crate::Shards) each shard needs an observer, and a browser sees
-/// the shard that has accepted it.
+/// skips snapshots.
+///
+/// In [`Shards`](crate::Shards) each shard needs an observer, which shows that shard alone; the page
+/// names it. Give each shard's listener a port of its own, so that page, `/metrics` and `/tree.json`
+/// are always those of the same shard. [`Handle::metrics`](crate::Handle::metrics) has the sums over
+/// all shards.
+///
+/// ```no_run
+/// # use portcullis::{Config, Observer, Server, Shards};
+/// # fn main() -> portcullis::Result<()> {
+/// let shards = Shards::new(Config::new()).spawn(|shard, server: &mut Server| {
+///     let observer = Observer::new();
+///     let options = observer.listen(("127.0.0.1", 9222 + shard as u16))?;
+///     server.listen_with(options, observer)?;
+///     Ok(())
+/// })?;
+/// # Ok(()) }
+/// ```
 #[must_use]
 pub struct Observer {
     hosts: Vec<String>,
@@ -83,6 +99,26 @@ impl Observer {
     /// are its own ([`Listen::reserved`]), so that it answers while the server is full. When all
     /// slots are taken, the connection that has waited longest for a request makes room; streams of
     /// events stay. You may change the options, except for the framing.
+    ///
+    /// Over TLS: [`Listen::tls`] of the result. At a Unix socket, whose file's permissions say who
+    /// may connect: make a listener there, and take over the options.
+    ///
+    /// ```no_run
+    /// # use portcullis::{Config, Listen, Observer, Server};
+    /// # fn main() -> portcullis::Result<()> {
+    /// # let mut server: Server = Server::new(Config::new())?;
+    /// let observer = Observer::new();
+    /// let options = observer.listen("127.0.0.1:0")?;
+    /// let mut listen = Listen::unix("/run/games/observer.sock", options.framing);
+    /// (listen.conn, listen.reserved) = (options.conn, options.reserved);
+    /// listen.max_connections = options.max_connections;
+    /// listen.evict_silent = options.evict_silent;
+    /// listen.socket.mode = Some(0o600);
+    /// server.listen_with(listen, observer)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Then `curl --unix-socket /run/games/observer.sock http://localhost/metrics` reads it.
     ///
     /// # Errors
     ///

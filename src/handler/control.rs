@@ -42,6 +42,9 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
     /// RLIMIT_NOFILE, where the system reports it.
     #[cfg(feature = "observer")]
     fn descriptor_limit(&self) -> Option<usize>;
+    /// The number of this shard, and that of all shards.
+    #[cfg(feature = "observer")]
+    fn shard(&self) -> Option<(usize, usize)>;
     fn add_alarm(
         &mut self,
         alarm: Alarm,
@@ -222,6 +225,12 @@ impl<'a, A> Control<'a, A> {
     #[cfg(feature = "observer")]
     pub(crate) fn descriptor_limit(&self) -> Option<usize> {
         self.ops.descriptor_limit()
+    }
+
+    /// Returns the number of this shard, from 0, and that of all shards; `None` without shards.
+    #[cfg(feature = "observer")]
+    pub(crate) fn shard(&self) -> Option<(usize, usize)> {
+        self.ops.shard()
     }
 
     /// Reads the clock.

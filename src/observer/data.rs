@@ -20,6 +20,10 @@ pub(super) struct Snapshot {
     /// The number of this snapshot, since the first browser came.
     pub(super) sequence: u64,
     pub(super) stats: Stats,
+    /// The number of this shard, from 0; `None` without shards.
+    pub(super) shard: Option<usize>,
+    /// The number of shards.
+    pub(super) shards: usize,
     pub(super) draining: bool,
     pub(super) descriptors: usize,
     /// The greatest number of descriptors in a snapshot.
@@ -45,6 +49,8 @@ pub(super) struct Snapshot {
 fields!(Snapshot {
     sequence,
     stats,
+    shard,
+    shards,
     draining,
     descriptors,
     descriptors_peak,

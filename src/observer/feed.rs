@@ -124,9 +124,12 @@ impl Feed {
         let listeners_total = tree.listeners.len();
         let listeners = tree.listeners.into_iter().take(MAX_LISTENERS);
         let metrics = control.metrics();
+        let shard = control.shard();
         let mut snapshot = Snapshot {
             sequence: 0,
             stats: tree.stats,
+            shard: shard.map(|(number, _)| number),
+            shards: shard.map_or(1, |(_, all)| all),
             draining: tree.draining,
             descriptors: tree.descriptors,
             descriptors_peak: 0,

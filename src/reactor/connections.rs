@@ -184,6 +184,12 @@ impl<S> Connections<S> {
             }
     }
 
+    /// The number of this server among those that share the cap, and their number.
+    #[cfg(feature = "observer")]
+    pub(super) fn shard(&self) -> Option<(usize, usize)> {
+        self.share.as_ref().map(CapShare::number)
+    }
+
     /// The cap is reached but not exceeded: one connection less makes room.
     #[inline]
     pub(super) fn is_exhausted(&self) -> bool {

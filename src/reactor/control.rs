@@ -332,6 +332,11 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         self.core.os.descriptor_limit()
     }
 
+    #[cfg(feature = "observer")]
+    fn shard(&self) -> Option<(usize, usize)> {
+        self.core.conns.shard()
+    }
+
     fn histograms(&self) -> Histograms {
         let (history, pool) = (&self.core.history, &self.core.conns.pool);
         Histograms {

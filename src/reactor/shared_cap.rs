@@ -337,6 +337,12 @@ impl CapShare {
         self.shared_cap.taken()
     }
 
+    /// The number of this server, and that of all servers.
+    #[cfg(feature = "observer")]
+    pub(super) fn number(&self) -> (usize, usize) {
+        (self.index, self.shared_cap.sharers.len())
+    }
+
     /// This server's part of a limit on all servers.
     pub(super) fn part_of(&self, limit: usize) -> usize {
         limit.div_ceil(self.shared_cap.sharers.len().max(1))

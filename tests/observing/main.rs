@@ -7,6 +7,7 @@ mod listener_traffic;
 mod observer_feed;
 mod observer_http;
 mod observer_slots;
+mod observer_transports;
 mod options_data;
 mod queries;
 mod recent_closes;
