@@ -58,10 +58,10 @@ use waiting::Waiting;
 /// once a second, at most 256 slots in one iteration of the loop. A browser that does not read
 /// skips snapshots.
 ///
-/// In [`Shards`](crate::Shards) each shard needs an observer, which shows that shard alone; the page
-/// names it. Give each shard's listener a port of its own, so that page, `/metrics` and `/tree.json`
-/// are always those of the same shard. [`Handle::metrics`](crate::Handle::metrics) has the sums over
-/// all shards.
+/// In [`Shards`](crate::Shards) each shard needs an observer, which shows that shard alone; the
+/// page names it. Give each shard's listener a port of its own, so that page, `/metrics` and
+/// `/tree.json` are always those of the same shard. The sums over all shards are in
+/// [`Handle::metrics`](crate::Handle::metrics).
 ///
 /// ```no_run
 /// # use portcullis::{Config, Observer, Server, Shards};
@@ -95,10 +95,13 @@ impl Observer {
     }
 
     /// Returns the options of a listener for this observer, at a TCP address. It has at most 16
-    /// connections, and tight timeouts for slow requests and silence. Four slots of the server's cap
-    /// are its own ([`Listen::reserved`]), so that it answers while the server is full. When all
-    /// slots are taken, the connection that has waited longest for a request makes room; streams of
-    /// events stay. You may change the options, except for the framing.
+    /// connections, and tight timeouts for slow requests and silence. Four slots of the server's
+    /// cap are its own ([`Listen::reserved`]), so that it answers while the server is full. When
+    /// all slots are taken, the connection that has waited longest for a request makes room;
+    /// streams of events stay. You may change the options, except for the framing.
+    ///
+    /// A drain closes this listener last: `/healthz` answers `503` until the connections of all
+    /// other listeners have ended.
     ///
     /// Over TLS: [`Listen::tls`] of the result. At a Unix socket, whose file's permissions say who
     /// may connect: make a listener there, and take over the options.
@@ -150,6 +153,7 @@ impl Observer {
             );
             return Err(Error::option("observer", problem));
         }
+        listen.closes_last = true;
         listen.max_connections = Some(16);
         // One for the events, and those that a browser opens to fetch a page.
         listen.reserved = 4;

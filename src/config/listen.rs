@@ -49,6 +49,9 @@ pub struct Listen {
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) tls: Option<TlsConfig>,
     pub(crate) name: Option<String>,
+    /// A drain closes it behind all others, so that it shows the drain.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(crate) closes_last: bool,
     /// How the stream is cut into frames. *Next connection.*
     pub framing: Framing,
     /// Options of each connection: timeouts, limits, rates. *Next connection.*
@@ -326,6 +329,7 @@ impl Listen {
             adopted: None,
             tls: None,
             name: None,
+            closes_last: false,
             framing,
             conn: ConnConfig::default(),
             socket: SocketOptions::default(),

@@ -106,7 +106,8 @@ pub(super) fn admit<A, O: Os>(
     } else {
         machine.handle_admitted(now);
     }
-    if let Some(until) = core.drain.handshake_until(now) {
+    let closes_last = listener.options.closes_last;
+    if let Some(until) = core.drain.notified_until(closes_last, now) {
         machine.drain(until);
     }
     let conn = Connection {

@@ -3,6 +3,9 @@
 //!
 //! A client in a backlog that cannot be accepted at once waits: its listener stays open until a
 //! connection ends and frees its slot, or until the deadline.
+//!
+//! A listener may close last (the observer's): it and its connections go on until those of the
+//! others are gone, or shortly before the deadline.
 
 use std::time::Duration;
 
@@ -26,6 +29,9 @@ const MIN_HANDSHAKE_TIME: Duration = Duration::from_secs(1);
 /// Without connections nothing frees a slot or a descriptor: a listener whose clients cannot be
 /// accepted is given up after this time.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(1);
+
+/// The most time before the deadline that the listeners that close last have for their end.
+const LAST_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(super) enum Drain {
@@ -56,8 +62,54 @@ pub(super) struct Plan {
     notifies: bool,
     /// Slots before this one have been notified.
     notified: u32,
+    /// Connections other than those of listeners that close last, at the last step.
+    others: usize,
+    /// When the listeners that close last do so, if others are left.
+    last_at: Time,
+    /// All listeners close now, and all connections are notified.
+    is_last: bool,
     /// After the deadline: slots before this one have been forced.
     forced_through: u32,
+}
+
+impl Plan {
+    /// When a handshake that is notified now has to be over.
+    fn handshake_until(&self, now: Time) -> Time {
+        self.deadline.min(now.after(self.handshake_time))
+    }
+
+    /// No connection is left whose end would free a slot.
+    fn is_idle<S>(&self, conns: &Connections<S>) -> bool {
+        match self.is_last {
+            true => conns.is_empty(),
+            false => self.others == 0,
+        }
+    }
+
+    /// Counts the connections of listeners that do not close last. True if the others' turn comes.
+    fn note_others<S, L>(
+        &mut self,
+        conns: &Connections<S>,
+        listeners: &Listeners<L>,
+        due: Option<Time>,
+    ) -> bool {
+        if self.is_last {
+            return false;
+        }
+        let (mut watchers, mut is_open) = (0, false);
+        for listener in listeners.iter() {
+            match listener.options.closes_last {
+                true => watchers += listener.connections,
+                false => is_open |= listener.is_open(),
+            }
+        }
+        self.others = conns.len().saturating_sub(watchers);
+        self.is_last = self.others == 0 && !is_open || due.is_some_and(|due| self.last_at <= due);
+        if self.is_last {
+            self.notified = 0;
+        }
+        self.is_last
+    }
 }
 
 impl Drain {
@@ -75,11 +127,15 @@ impl Drain {
         if is_due || conns.is_empty() && listeners.open() == 0 {
             return Time::ZERO;
         }
+        let next = match plan.is_last {
+            true => plan.deadline,
+            false => plan.last_at,
+        };
         let give_up = plan.started.after(GIVE_UP_AFTER);
-        if conns.is_empty() && now < give_up {
-            plan.deadline.min(give_up)
+        if plan.is_idle(conns) && now < give_up {
+            next.min(give_up)
         } else {
-            plan.deadline
+            next
         }
     }
 
@@ -90,10 +146,11 @@ impl Drain {
         }
     }
 
-    /// While the server drains: when a handshake that is notified now has to be over.
-    pub(super) fn handshake_until(&self, now: Time) -> Option<Time> {
-        let plan = self.plan()?;
-        Some(plan.deadline.min(now.after(plan.handshake_time)))
+    /// For a client that comes while the server drains, of a listener that `closes_last` or not:
+    /// when its handshake has to be over. `None` if it is not notified yet.
+    pub(super) fn notified_until(&self, closes_last: bool, now: Time) -> Option<Time> {
+        let plan = self.plan().filter(|plan| plan.is_last || !closes_last)?;
+        Some(plan.handshake_until(now))
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -119,12 +176,14 @@ impl Drain {
     ) -> bool {
         let deadline = now.after(grace);
         let handshake_time = MIN_HANDSHAKE_TIME.max(grace / 4);
+        let last_at = now.after(grace - LAST_TIME.min(grace / 4));
         match self {
             Self::No => {
                 logs::info!(target: logs::SERVER, "draining {present} connections, at most {grace:?}");
-                let mut max_accepts = 0_usize;
+                let (mut max_accepts, mut is_last) = (0_usize, true);
                 for listener in listeners.iter_mut() {
                     listener.begin_drain();
+                    is_last &= !listener.options.closes_last;
                     max_accepts = max_accepts.saturating_add(listener.options.max_backlog());
                 }
                 *self = Self::On(Plan {
@@ -138,12 +197,16 @@ impl Drain {
                     has_begun: false,
                     notifies: false,
                     notified: 0,
+                    others: usize::MAX,
+                    last_at,
+                    is_last,
                     forced_through: 0,
                 });
                 true
             }
             Self::On(plan) => {
                 plan.deadline = plan.deadline.min(deadline);
+                plan.last_at = plan.last_at.min(last_at);
                 plan.handshake_time = plan.handshake_time.min(handshake_time);
                 false
             }
@@ -170,6 +233,7 @@ impl Drain {
             return;
         };
         plan.has_begun = true;
+        plan.note_others(conns, listeners, due);
         if listeners.open() == 0 {
             plan.notifies = true;
             return;
@@ -178,9 +242,13 @@ impl Drain {
         let is_over = due.is_some_and(|due| plan.deadline <= due) || accepted > plan.max_accepts;
         // Other servers may free a slot of a shared cap.
         let is_shared = conns.shared_cap().is_some();
-        let gives_up = conns.is_empty() && plan.started.after(GIVE_UP_AFTER) <= now;
+        let gives_up = plan.is_idle(conns) && plan.started.after(GIVE_UP_AFTER) <= now;
         let mut may_accept = false;
-        for listener in listeners.iter_mut().filter(|listener| listener.is_open()) {
+        let is_last = plan.is_last;
+        let closes = |listener: &&mut Listener<O::Listener>| {
+            listener.is_open() && (is_last || !listener.options.closes_last)
+        };
+        for listener in listeners.iter_mut().filter(closes) {
             // The descriptor of one that was closed may be for a client of the next.
             let fails = admission.fds.is_on() || listener.retry_at.is_armed();
             let waits = fails || is_full(admission, listener);
@@ -197,24 +265,37 @@ impl Drain {
             }
         }
         plan.notifies |= !may_accept;
+        if plan.note_others(conns, listeners, due) {
+            // Their turn has come.
+            plan.has_begun = false;
+        }
     }
 
     /// Notifies the next connections. Each reads again: it does not rely on a "would block" from
     /// before the drain.
-    pub(super) fn notify<S>(&mut self, conns: &mut Connections<S>, now: Time) {
-        let until = self.handshake_until(now).unwrap_or(now);
+    pub(super) fn notify<S, L>(
+        &mut self,
+        conns: &mut Connections<S>,
+        listeners: &Listeners<L>,
+        now: Time,
+    ) {
         let Self::On(plan) = self else {
             return;
         };
         if !plan.notifies {
             return;
         }
+        let until = plan.handshake_until(now);
         let first = plan.notified;
         plan.notified = first.saturating_add(BATCH).min(conns.slots());
         for index in first..plan.notified {
             let Some(conn) = conns.by_index_mut(index) else {
                 continue;
             };
+            let listener = || conn.listener.and_then(|id| listeners.by_id(id));
+            if !plan.is_last && listener().is_some_and(|one| one.options.closes_last) {
+                continue;
+            }
             if !conn.machine.is_draining() {
                 conn.machine.drain(until);
             }

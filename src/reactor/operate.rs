@@ -301,7 +301,7 @@ impl<O: Os> Core<O> {
         };
         let waits = (admission, is_full);
         drain.close_listeners(os, conns, listeners, stats.accepted, (due, *now), waits);
-        drain.notify(conns, *now);
+        drain.notify(conns, listeners, *now);
     }
 
     /// Ends the drain if nothing is left.

@@ -4,6 +4,7 @@ mod alarms;
 mod histograms;
 mod labels;
 mod listener_traffic;
+mod observer_drain;
 mod observer_feed;
 mod observer_http;
 mod observer_slots;

@@ -436,7 +436,7 @@ fn written() -> BTreeSet<String> {
     written
 }
 
-/// A drain closes the listener and idle connections; a request that has come is still answered.
+/// Without other connections a drain ends at once; a request that has come is still answered.
 #[test]
 fn a_request_during_a_drain_is_told_so() {
     let mut world = world(Config::new(), listen());
