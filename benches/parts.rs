@@ -3,12 +3,19 @@
 //!
 //!     cargo bench --bench parts
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Quota};
+
+/// Number of benchmarks: decoders, the loop, plain and TLS, at rest.
+const BENCHMARKS: usize = 5 + 3 + TLS_BENCHMARKS + 2;
+const TLS_BENCHMARKS: usize = if cfg!(feature = "aws-lc-rs") { 6 } else { 0 };
 
 /// Looks at every frame and says nothing.
 struct Sink;
@@ -69,6 +76,31 @@ fn timed<W>(
     total
 }
 
+/// A benchmark begins: n of N and the time left, on a terminal alone, above what criterion shows in
+/// place.
+fn begin() {
+    static BEGUN: AtomicUsize = AtomicUsize::new(0);
+    static START: OnceLock<Instant> = OnceLock::new();
+    let done = BEGUN.fetch_add(1, Ordering::Relaxed);
+    let took = START.get_or_init(Instant::now).elapsed();
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    let left = match done {
+        0 => String::new(),
+        done => {
+            let each = took / done as u32;
+            let left = each * BENCHMARKS.saturating_sub(done) as u32;
+            format!(
+                ", {:.1} s each, {:.0} s left",
+                each.as_secs_f64(),
+                left.as_secs_f64()
+            )
+        }
+    };
+    eprintln!("benchmark {} of {BENCHMARKS}{left}", done + 1);
+}
+
 fn frame(framing: &Framing, payload: usize) -> Vec<u8> {
     let mut frame = match framing {
         Framing::Packet1 => vec![payload as u8],
@@ -98,6 +130,7 @@ fn decoders(criterion: &mut Criterion) {
         let batch = bytes.repeat(60_000 / bytes.len());
         let (mut sim, _, clients) = world(1, Listen::tcp("127.0.0.1:0", framing), false);
         group.throughput(Throughput::Bytes(batch.len() as u64));
+        begin();
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|rounds| {
                 timed(
@@ -125,6 +158,7 @@ fn reactor(criterion: &mut Criterion) {
         let mut world = (sim, clients);
         group.throughput(Throughput::Elements(connections as u64));
         let id = BenchmarkId::from_parameter(format!("{connections} connections"));
+        begin();
         group.bench_function(id, |bencher| {
             bencher.iter_custom(|rounds| {
                 let prepare = |(sim, clients): &mut (Sim, Vec<ClientId>)| {
@@ -149,6 +183,7 @@ fn at_rest(criterion: &mut Criterion) {
             Listen::tcp("127.0.0.1:0", Framing::Packet2),
             false,
         );
+        begin();
         group.bench_function(BenchmarkId::from_parameter(connections), |bencher| {
             bencher.iter(|| sim.step());
         });
@@ -249,6 +284,7 @@ mod tls {
             group.throughput(Throughput::Bytes(batch.len() as u64));
             let listen = || Listen::tcp("127.0.0.1:0", Framing::Packet2);
             let (mut sim, _, clients) = world(1, listen(), true);
+            begin();
             group.bench_function(BenchmarkId::new("plain, frames of", payload), |bencher| {
                 let prepare = |sim: &mut Sim| {
                     sim.received(clients[0]);
@@ -257,6 +293,7 @@ mod tls {
                 bencher.iter_custom(|rounds| timed(rounds, &mut sim, prepare, |sim| sim.settle()));
             });
             let mut client = connected(listen());
+            begin();
             group.bench_function(BenchmarkId::new("TLS 1.3, frames of", payload), |bencher| {
                 let prepare = |client: &mut Client| {
                     client.exchange();

@@ -7,10 +7,15 @@
 //! Times are per connection, or per iteration where stated. "Longest turn" is the longest time for
 //! which another connection would have waited.
 
+#[path = "common/mod.rs"]
+mod common;
+
 use std::alloc::System;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use common::progress_of;
+use indicatif::ProgressBar;
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Quota};
 use stats_alloc::{Region, StatsAlloc, INSTRUMENTED_SYSTEM};
@@ -24,6 +29,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(100);
 const PAGE: usize = 1_000;
 /// Clients that do something at once: the simulated kernel is to be busy with few at a time.
 const CHUNK: usize = 1_000;
+/// How often a row goes through its connections: it accepts them three times and ends them three
+/// times, and it moves their deadlines.
+const PHASES: usize = 7;
 
 #[derive(Parser)]
 struct Options {
@@ -84,15 +92,18 @@ fn main() {
          | reset by peers, ns each (longest turn, µs) | drained by force, ns each (longest turn, µs) |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    for connections in [1_000, 10_000, 100_000, 1_000_000, 4_000_000] {
-        if connections <= options.most {
-            row(connections);
-        }
+    let mut sizes = vec![1_000, 10_000, 100_000, 1_000_000, 4_000_000];
+    sizes.retain(|&connections| connections <= options.most);
+    let progress = progress_of(PHASES * sizes.iter().sum::<usize>(), "connections");
+    for connections in sizes {
+        row(connections, &progress);
     }
+    progress.finish_and_clear();
 }
 
-fn row(connections: usize) {
-    let (mut sim, clients, memory, accept) = crowd(connections);
+fn row(connections: usize, progress: &ProgressBar) {
+    let crowd = || crowd(connections, progress);
+    let (mut sim, clients, memory, accept) = crowd();
     let message = b"\0\x40................................................................";
     let mut active = Timed::default();
     for _ in 0..100 {
@@ -126,12 +137,14 @@ fn row(connections: usize) {
     sim.leap(IDLE_TIMEOUT / 2 + Duration::from_secs(1));
     let mut moved = Timed::default();
     moved.until(&mut sim, |sim| !busy(sim));
+    progress.inc(connections as u64);
     sim.leap(IDLE_TIMEOUT);
     let mut expired = Timed::default();
     expired.until(&mut sim, |sim| sim.stats().open == 0);
+    progress.inc(connections as u64);
     drop(sim);
 
-    let (mut sim, clients, ..) = crowd(connections);
+    let (mut sim, clients, ..) = crowd();
     let mut reset = Timed::default();
     for (number, some) in clients.chunks(CHUNK).enumerate() {
         for &client in some {
@@ -139,18 +152,20 @@ fn row(connections: usize) {
         }
         let left = connections - number * CHUNK - some.len();
         reset.until(&mut sim, |sim| sim.stats().open == left);
+        progress.inc(some.len() as u64);
     }
     drop(sim);
 
-    let (mut sim, ..) = crowd(connections);
+    let (mut sim, ..) = crowd();
     sim.control().drain(Duration::from_secs(1));
     let mut drained = Timed::default();
     drained.until(&mut sim, |sim| !busy(sim));
     sim.leap(Duration::from_secs(2));
     drained.until(&mut sim, |sim| sim.drain_report().is_some());
+    progress.inc(connections as u64);
 
     let both = |timed: &Timed| format!("{:.0} ({:.0})", timed.each(connections), timed.longest());
-    println!(
+    let line = format!(
         "| {connections} | {memory:.0} | {} | {:.0} | {:.0} | {page:.0} | {} | {} | {} | {} |",
         both(&accept),
         active.each(100 * ACTIVE),
@@ -160,6 +175,7 @@ fn row(connections: usize) {
         both(&reset),
         both(&drained),
     );
+    progress.suspend(|| println!("{line}"));
 }
 
 fn busy(sim: &Sim) -> bool {
@@ -168,7 +184,7 @@ fn busy(sim: &Sim) -> bool {
 
 /// All connections are open and at rest. Memory is the server's, per connection: its reservation at
 /// the start, and its allocations while it accepts them.
-fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
+fn crowd(connections: usize, progress: &ProgressBar) -> (Sim, Vec<ClientId>, f64, Timed) {
     const BACKLOG: usize = 1_024;
     let config = Config::max_connections(connections)
         .with(|config| config.pending_limits.connections = Quota::Count(connections));
@@ -193,6 +209,7 @@ fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
             !busy(sim) && sim.stats().open == clients.len()
         });
         memory += grown(&region);
+        progress.inc(some as u64);
     }
     (sim, clients, memory as f64 / connections as f64, accept)
 }

@@ -32,8 +32,13 @@ pub fn raise_descriptor_limit() -> u64 {
 
 /// The progress of `total` rounds, in place on a terminal: n of N, the rate, the time left.
 pub fn progress(total: usize) -> ProgressBar {
-    let line = "{pos} of {len} rounds, {per_sec}, {eta} left";
-    let style = ProgressStyle::with_template(line).expect("a template");
+    progress_of(total, "rounds")
+}
+
+/// As [`progress`], of other things than rounds.
+pub fn progress_of(total: usize, things: &str) -> ProgressBar {
+    let line = format!("{{pos}} of {{len}} {things}, {{per_sec}}, {{eta}} left");
+    let style = ProgressStyle::with_template(&line).expect("a template");
     ProgressBar::new(total as u64).with_style(style)
 }
 

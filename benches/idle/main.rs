@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use common::load::{Load, Work};
 use common::process::{end_with_parent, Process};
-use common::Echo;
+use common::{progress_of, Echo};
 use portcullis::{Config, Framing, Listen, Server};
 use socket2::{Domain, Socket, Type};
 
@@ -82,9 +82,11 @@ fn serve(addr: SocketAddr, most: usize) {
     server.run(&mut ()).expect("it runs");
 }
 
+/// Connections that a process of clients begins at once, before it says so.
+const TOGETHER: usize = 200;
+
 /// Connects, hears an echo on each, says so, and is silent until the process ends.
 fn connect(addr: SocketAddr, from: Ipv4Addr, connections: usize) {
-    const TOGETHER: usize = 200;
     const MESSAGE: &[u8] = b"\0\x05hello";
     // The address is this process's own, so nearly all ports are free; to have the kernel look for one takes longer with each
     // connection.
@@ -110,8 +112,8 @@ fn connect(addr: SocketAddr, from: Ipv4Addr, connections: usize) {
             assert_eq!(echo, MESSAGE);
         }
         streams.append(&mut some);
+        println!("connected");
     }
-    println!("connected");
     loop {
         std::thread::park();
     }
@@ -152,10 +154,18 @@ fn measure(options: &Options) {
             ])
         })
         .collect();
-    for client in &mut clients {
-        assert_eq!(client.line(), "connected");
+    let progress = progress_of(total, "connections");
+    let mut left = options.connections;
+    while left > 0 {
+        let some = TOGETHER.min(left);
+        for client in &mut clients {
+            assert_eq!(client.line(), "connected");
+            progress.inc(some as u64);
+        }
+        left -= some;
     }
     let took = begun.elapsed();
+    progress.finish_and_clear();
     let memory: u64 = servers.iter().map(Process::memory).sum();
     println!(
         "{total} connections in {} servers, each echoed once, in {took:.1?}",
