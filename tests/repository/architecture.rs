@@ -49,11 +49,13 @@ fn code_of(text: &str) -> Vec<(usize, String)> {
     let mut code = Vec::new();
     for (at, line) in text.lines().enumerate() {
         // Test modules are the last thing in a file.
-        if line.trim() == "#[cfg(test)]"
-            && text
-                .lines()
-                .nth(at + 1)
-                .is_some_and(|next| next.starts_with("mod tests"))
+        if matches!(
+            line.trim(),
+            "#[cfg(test)]" | r#"#[cfg(all(test, feature = "sim"))]"#
+        ) && text
+            .lines()
+            .nth(at + 1)
+            .is_some_and(|next| next.starts_with("mod tests"))
         {
             break;
         }
