@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -169,8 +170,36 @@ impl Entry {
     }
 }
 
+/// The hash of a key is that of its bytes. The length that a slice puts before them tells apart what
+/// has several parts.
+#[derive(Default)]
+struct ByteHash(RandomState);
+
+impl BuildHasher for ByteHash {
+    type Hasher = ByteHasher;
+
+    fn build_hasher(&self) -> ByteHasher {
+        ByteHasher(self.0.build_hasher())
+    }
+}
+
+struct ByteHasher(DefaultHasher);
+
+impl Hasher for ByteHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    /// The length.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0.finish()
+    }
+}
+
 pub struct Db {
-    entries: HashMap<Rc<[u8]>, Entry>,
+    entries: HashMap<Rc<[u8]>, Entry, ByteHash>,
     /// The entries with a deadline, the first to expire first.
     deadlines: BTreeSet<(i64, Rc<[u8]>)>,
     /// The time of the running command, once it is needed.
@@ -186,7 +215,7 @@ impl Db {
     /// Returns an empty database for up to `max` bytes.
     pub fn new(max: usize) -> Self {
         Self {
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             deadlines: BTreeSet::new(),
             now: Cell::default(),
             used: 0,

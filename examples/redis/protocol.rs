@@ -126,7 +126,7 @@ impl Batch {
             match bulk(input, end, max) {
                 Ok(Some(word)) if word.end + 2 <= input.len() => {
                     end = word.end + 2;
-                    self.push(word);
+                    self.words.push((word.start as u32, word.end as u32));
                 }
                 _ => {
                     self.words.truncate(kept);
