@@ -195,7 +195,7 @@ impl MemoryUsage {
         self.sample_at = self.sample_at.wrapping_add(SAMPLE);
     }
 
-    #[cfg(all(test, feature = "sim"))]
+    #[cfg(test)]
     pub(super) fn sample_at(&self) -> usize {
         self.sample_at
     }
