@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use kit::forged::{self, Block};
 use kit::net::Place;
-use portcullis::sim::{Ending, Random, Replay, Sim, Tape};
+use portcullis::sim::{Ending, Random, Replay, Tape};
 use portcullis::{Payloads, Recording};
 
-use crate::{config, listen, script, Journal, Talker};
+use crate::{config, listen, recorded_world, script, Journal, Talker};
 
 const HEADER: u64 = 64;
 const BLOCK: u64 = 64 * 1024;
@@ -39,10 +39,7 @@ fn recorded(place: &Place, max_bytes: u64) -> (Vec<u8>, Journal) {
         recording.payloads = Payloads::Kept;
         recording.max_bytes = max_bytes;
     });
-    let mut sim = Sim::recorded(7, config(), Journal::new(), recording).expect("a recording");
-    let addr = sim
-        .listen(listen(), |_, _| Talker::default())
-        .expect("a port");
+    let (mut sim, addr) = recorded_world(recording);
     sim.try_play(addr, &script(7, 200), |_, _| Ok(()))
         .expect("no violation");
     sim.try_advance(Duration::from_secs(200))

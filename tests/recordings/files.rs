@@ -9,7 +9,7 @@ use kit::net::{connect, eventually, spawn, Echo, Place};
 use portcullis::sim::{Ending, Replay, Sim, Tape};
 use portcullis::{Config, Error, Framing, Listen, Payloads, Recording, Server};
 
-use crate::{config, listen, Journal, Talker};
+use crate::{config, listen, recorded_world, Journal, Talker};
 
 #[test]
 fn the_file_is_private_and_overwrites_nothing() {
@@ -80,10 +80,7 @@ fn a_full_file_keeps_the_newest_part() {
         recording.payloads = Payloads::Kept;
         recording.max_bytes = max;
     });
-    let mut sim = Sim::recorded(1, config(), Journal::new(), recording).expect("a recording");
-    let addr = sim
-        .listen(listen(), |_, _| Talker::default())
-        .expect("a port");
+    let (mut sim, addr) = recorded_world(recording);
     // One connection from the beginning on, and one for each round.
     let first = sim.connect(addr).expect("room");
     let mut sent = Vec::new();
@@ -137,10 +134,7 @@ fn large_payloads_wrap_around() {
             recording.payloads = Payloads::Kept;
             recording.max_bytes = 64 + blocks * 65_536;
         });
-        let mut sim = Sim::recorded(1, config(), Journal::new(), recording).expect("a recording");
-        let addr = sim
-            .listen(listen(), |_, _| Talker::default())
-            .expect("a port");
+        let (mut sim, addr) = recorded_world(recording);
         for _ in 0..5 {
             let client = sim.connect(addr).expect("room");
             sim.set_send_buffer(client, 60_000);

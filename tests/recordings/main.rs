@@ -9,10 +9,11 @@ mod real;
 mod replays;
 mod scripts;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use portcullis::sim::{Ending, Op, Replay, Script, Sim, Tape};
-use portcullis::{Closed, Config, Context, Framing, Handler, Listen, Outcome, Stats};
+use portcullis::{Closed, Config, Context, Framing, Handler, Listen, Outcome, Recording, Stats};
 
 /// What a server has told its handlers, in order.
 type Journal = Vec<String>;
@@ -84,6 +85,14 @@ fn config() -> Config {
 
 fn listen() -> Listen {
     Listen::tcp("127.0.0.1:0", Framing::Line)
+}
+
+/// A recorded world with one listener.
+#[track_caller]
+fn recorded_world(recording: Recording) -> (Sim<Journal>, SocketAddr) {
+    let mut sim = Sim::recorded(1, config(), Journal::new(), recording).expect("a recording");
+    let addr = sim.listen(listen(), |_, _| Talker::default());
+    (sim, addr.expect("a port"))
 }
 
 /// Everything that a server can be asked about what happened.

@@ -6,7 +6,7 @@ use kit::net::Place;
 use portcullis::sim::{Call, Ending, Faults, Random, Replay, Sim, Tape};
 use portcullis::{Config, Error, Framing, Listen, Payloads, Recording};
 
-use crate::{config, listen, outcome, perform, replay, script, Journal, Talker};
+use crate::{config, listen, outcome, perform, recorded_world, replay, script, Journal, Talker};
 
 fn record(place: &Place, seed: u64, payloads: Payloads, faults: Faults) -> (Tape, String) {
     let path = place.path(&format!("{seed}-{payloads:?}"));
@@ -93,10 +93,7 @@ fn a_handler_that_answers_otherwise_is_found() {
     let place = Place::new();
     let path = place.path("changed");
     let recording = Recording::new(&path).with(|recording| recording.payloads = Payloads::Kept);
-    let mut sim = Sim::recorded(1, config(), Journal::new(), recording).expect("a recording");
-    let addr = sim
-        .listen(listen(), |_, _| Talker::default())
-        .expect("a port");
+    let (mut sim, addr) = recorded_world(recording);
     let clients = [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("room"));
     for client in clients {
         sim.send(client, b"first\n");
@@ -189,10 +186,7 @@ fn without_payloads_sizes_and_times_replay() {
     for payloads in [Payloads::Dropped, Payloads::Hashed] {
         let path = place.path(&format!("{payloads:?}"));
         let recording = Recording::new(&path).with(|recording| recording.payloads = payloads);
-        let mut sim = Sim::recorded(1, config(), Journal::new(), recording).expect("a recording");
-        let addr = sim
-            .listen(listen(), |_, _| Talker::default())
-            .expect("a port");
+        let (mut sim, addr) = recorded_world(recording);
         let client = sim.connect(addr).expect("room");
         for line in ["hello\n", "he", "llo\n"] {
             sim.send(client, line.as_bytes());
@@ -246,10 +240,7 @@ fn changes_between_iterations_are_the_programs() {
     let place = Place::new();
     let path = place.path("suspended");
     let recording = Recording::new(&path).with(|recording| recording.payloads = Payloads::Kept);
-    let mut sim = Sim::recorded(1, config(), Journal::new(), recording).expect("a recording");
-    let addr = sim
-        .listen(listen(), |_, _| Talker::default())
-        .expect("a port");
+    let (mut sim, addr) = recorded_world(recording);
     let first = sim.connect(addr).expect("room");
     sim.step();
     sim.step();

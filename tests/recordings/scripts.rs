@@ -6,7 +6,7 @@ use kit::net::Place;
 use portcullis::sim::{Op, Script, Sim, Tape};
 use portcullis::{Payloads, Recording};
 
-use crate::{config, listen, Journal, Talker};
+use crate::{config, listen, recorded_world, Journal, Talker};
 
 fn send(client: u16, bytes: &[u8]) -> Op {
     Op::Send {
@@ -72,10 +72,7 @@ fn a_script_of_many_years_is_refused() {
     let place = Place::new();
     let path = place.path("years");
     let recording = Recording::new(&path).with(|recording| recording.payloads = Payloads::Kept);
-    let mut sim = Sim::recorded(1, config(), Journal::new(), recording).expect("a recording");
-    let addr = sim
-        .listen(listen(), |_, _| Talker::default())
-        .expect("a port");
+    let (mut sim, addr) = recorded_world(recording);
     sim.leap(Duration::from_secs(11 * 366 * 86_400));
     sim.connect(addr).expect("room");
     sim.settle();
