@@ -170,8 +170,8 @@ impl Entry {
     }
 }
 
-/// The hash of a key is that of its bytes. The length that a slice puts before them tells apart what
-/// has several parts.
+/// Hashes the bytes of a key alone. The hash of a slice includes the length, which only keys of several
+/// parts need.
 #[derive(Default)]
 struct ByteHash(RandomState);
 
@@ -190,7 +190,7 @@ impl Hasher for ByteHasher {
         self.0.write(bytes);
     }
 
-    /// The length.
+    /// Ignores the length of the slice.
     fn write_usize(&mut self, _: usize) {}
 
     fn finish(&self) -> u64 {
