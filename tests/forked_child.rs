@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kit::net::{connect, tcp as tcp_addr, Place, PATIENCE};
+use kit::net::{connect, tcp as tcp_addr, Place, ReadSome, PATIENCE};
 use nix::sys::wait::{waitpid, WaitStatus};
 use nix::unistd::{fork, ForkResult};
 use portcullis::{
@@ -87,7 +87,7 @@ fn beside_a_child<R>(run: impl FnOnce() -> R) -> R {
         ForkResult::Child => {
             drop(ours);
             let _ = theirs.set_read_timeout(Some(PATIENCE * 4));
-            let _ = theirs.read(&mut [0]);
+            let _ = theirs.read_some(&mut [0]);
             std::process::exit(0);
         }
         ForkResult::Parent { child } => {
@@ -102,7 +102,7 @@ fn beside_a_child<R>(run: impl FnOnce() -> R) -> R {
 
 /// A client's next read.
 fn read(client: &mut impl Read) -> Result<usize, ErrorKind> {
-    client.read(&mut [0]).map_err(|error| error.kind())
+    client.read_some(&mut [0]).map_err(|error| error.kind())
 }
 
 #[test]
@@ -257,7 +257,7 @@ fn a_child_that_kills_a_detached_connection_leaves_it_to_its_parent() {
     client.read_exact(&mut answer).expect("an answer");
     assert_eq!(&answer, b"still here\n");
     assert!(server.control().kill(id));
-    assert_eq!(client.read(&mut answer).expect("an end"), 0);
+    assert_eq!(client.read_some(&mut answer).expect("an end"), 0);
 }
 
 /// A child that was forked while they were open has a copy of each connection: the parent's kill

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kit::net::{
     await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, reset, send2,
-    turns_until,
+    turns_until, ReadSome,
 };
 use kit::script::{connect_narrow, fill, spawn_script, usual, Call, Entry};
 use portcullis::sim::Sim;
@@ -341,7 +341,7 @@ fn the_linger_begins_once_the_peer_has_everything() {
                     .expect("poll");
             }
         }
-        assert_eq!(client.read(&mut part).expect("the end"), 0);
+        assert_eq!(client.read_some(&mut part).expect("the end"), 0);
         drop(client);
         turns_until(server, &mut (), |server, ()| {
             server.control().stats().closed_total() > 0
@@ -434,7 +434,7 @@ fn an_abort_is_a_reset() {
     for how in [&b"conn"[..], b"close"] {
         let mut client = connect(server.addr());
         send2(&mut client, how);
-        let error = client.read(&mut [0; 16]).expect_err("RST");
+        let error = client.read_some(&mut [0; 16]).expect_err("RST");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
     assert_eq!(journal.until_closed(2), [CloseReason::Aborted; 2]);
@@ -458,7 +458,7 @@ fn a_kill_by_id_ends_one_and_leaves_the_others() {
     let id = id.expect("it is there");
     server.handle.kill(id).expect("alive");
     assert_eq!(
-        clients[1].read(&mut [0; 16]).expect_err("RST").kind(),
+        clients[1].read_some(&mut [0; 16]).expect_err("RST").kind(),
         ErrorKind::ConnectionReset
     );
     assert_eq!(journal.until_closed(1), [CloseReason::Killed]);

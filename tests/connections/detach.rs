@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use kit::net::{
-    connect, current_stats, local, packet2, ping, read_to_end, recv2, send2, spawn, Running,
-    PATIENCE,
+    connect, current_stats, local, packet2, ping, read_to_end, recv2, send2, spawn, ReadSome,
+    Running, PATIENCE,
 };
 use portcullis::{
     CloseReason, Closed, Config, Context, Detached, Error, Handler, Listen, Outcome, Server, State,
@@ -165,7 +165,7 @@ fn a_detached_connection_can_be_reached() {
     let (_first, mut killed) = leave(&server, &received, b"");
     let id = killed.id();
     assert!(server.ask(move |_, control| control.kill(id)));
-    assert_eq!(killed.read(&mut [0; 8]).expect("an end"), 0);
+    assert_eq!(killed.read_some(&mut [0; 8]).expect("an end"), 0);
     drop(killed);
     server.until("its place is free", |stats| stats.open == 0);
     let (_second, mut late) = leave(&server, &received, b"");
@@ -173,7 +173,7 @@ fn a_detached_connection_can_be_reached() {
         .handle
         .drain(Duration::from_millis(50))
         .expect("it runs");
-    assert_eq!(late.read(&mut [0; 8]).expect("an end"), 0);
+    assert_eq!(late.read_some(&mut [0; 8]).expect("an end"), 0);
     let (stats, _) = server.finish();
     assert_eq!((stats.open, stats.closed(CloseReason::DrainForced)), (0, 1));
     assert_eq!(stats.accepted, stats.closed_total());
@@ -299,7 +299,7 @@ fn a_stream_whose_linger_is_zero_is_reset() {
     let socket = socket2::SockRef::from(stream.as_tcp().expect("TCP"));
     socket.set_linger(Some(Duration::ZERO)).expect("linger");
     drop(stream);
-    let error = client.read(&mut half).expect_err("no end of a stream");
+    let error = client.read_some(&mut half).expect_err("no end of a stream");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
@@ -382,7 +382,9 @@ fn a_session_goes_along() {
     assert_eq!(recv2(&mut client), b"last words");
     let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
     client.sock.shutdown(Shutdown::Write).expect("FIN");
-    let error = stream.read(&mut [0; 8]).expect_err("it may have been cut");
+    let error = stream
+        .read_some(&mut [0; 8])
+        .expect_err("it may have been cut");
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
     assert!(stream.into_tcp().is_err(), "there is a session");
 }
@@ -536,9 +538,9 @@ fn a_fault_comes_behind_what_was_whole() {
     wire.extend_from_slice(&BROKEN_RECORD);
     client.sock.write_all(&wire).expect("sent");
     let mut bytes = [0; 8];
-    assert_eq!(stream.read(&mut bytes).expect("what was whole"), 5);
+    assert_eq!(stream.read_some(&mut bytes).expect("what was whole"), 5);
     assert_eq!(&bytes[..5], b"whole");
-    let error = stream.read(&mut bytes).expect_err("the fault");
+    let error = stream.read_some(&mut bytes).expect_err("the fault");
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
 }
 
@@ -737,7 +739,7 @@ fn finish_over_a_unix_socket_waits_for_the_peers_end() {
 fn half_closed(received: &Receiver<Detached>, server: &Running<App>) -> (TcpStream, Detached) {
     let (client, mut stream) = narrow(received, server);
     client.shutdown(Shutdown::Write).expect("FIN");
-    assert_eq!(stream.read(&mut [0]).expect("an end"), 0);
+    assert_eq!(stream.read_some(&mut [0]).expect("an end"), 0);
     stream
         .write_all(&[7; 100_000])
         .expect("the kernel has room");
@@ -850,7 +852,9 @@ fn a_trickled_record_does_not_keep_a_read() {
     stream.set_read_timeout(timeout).expect("timeout");
     trickle(client.sock.try_clone().expect("clone"), wire);
     let (stream, error) = in_time(move || {
-        let error = stream.read(&mut [0; 300]).expect_err("it is not complete");
+        let error = stream
+            .read_some(&mut [0; 300])
+            .expect_err("it is not complete");
         (stream, error)
     });
     assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
@@ -887,7 +891,7 @@ fn pending_output_does_not_keep_a_read() {
         stream.set_read_timeout(timeout).expect("timeout");
         stream.set_write_timeout(write_timeout).expect("timeout");
         let (returned, error) = in_time(move || {
-            let error = stream.read(&mut [0]).expect_err("there is no input");
+            let error = stream.read_some(&mut [0]).expect_err("there is no input");
             (stream, error)
         });
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
@@ -928,7 +932,7 @@ fn an_alert_is_sent_long_after_earlier_output() {
     stream.set_write_timeout(Some(timeout)).expect("timeout");
     let (sender, failed) = channel();
     thread::spawn(move || {
-        let outcome = stream.read(&mut [0]);
+        let outcome = stream.read_some(&mut [0]);
         sender.send((stream, outcome))
     });
     client
@@ -940,7 +944,7 @@ fn an_alert_is_sent_long_after_earlier_output() {
     let (_stream, outcome) = failed.recv_timeout(PATIENCE).expect("it comes back");
     let error = outcome.expect_err("a failure");
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
-    let error = client.read(&mut [0]).expect_err("an alert");
+    let error = client.read_some(&mut [0]).expect_err("an alert");
     let inner = error.get_ref().and_then(|error| error.downcast_ref());
     assert!(matches!(inner, Some(AlertReceived(_))), "{error}");
 }
@@ -953,9 +957,9 @@ fn a_session_that_has_failed_stays_failed() {
     stream.set_read_timeout(None).expect("timeout");
     client.sock.write_all(&BROKEN_RECORD).expect("sent");
     let errors = in_time(move || {
-        let mut errors = vec![stream.read(&mut [0]).expect_err("the failure")];
+        let mut errors = vec![stream.read_some(&mut [0]).expect_err("the failure")];
         for _ in 0..2 {
-            errors.push(stream.read(&mut [0]).expect_err("it has failed"));
+            errors.push(stream.read_some(&mut [0]).expect_err("it has failed"));
             errors.push(stream.write(b"too late").expect_err("it has failed"));
         }
         errors

@@ -1,13 +1,14 @@
 //! A drain ends in order: no output is lost, no connection delays it past its deadline, and the
 //! report is true.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use kit::net::{
-    await_end, connect, eventually, hold, local, packet2, ping, read_to_end, recv2, send2, PATIENCE,
+    await_end, connect, eventually, hold, local, packet2, ping, read_to_end, recv2, send2,
+    ReadSome, PATIENCE,
 };
 use kit::script::{
     connect_narrow, fill, spawn_script, usual, Call, Entry, Journal, ScriptedHandler,
@@ -279,7 +280,7 @@ fn the_stuck_are_forced() {
         .drain(Duration::from_millis(500))
         .expect("drain");
     for client in [&mut half, &mut stays, &mut paused] {
-        let error = client.read(&mut [0; 16]).expect_err("RST");
+        let error = client.read_some(&mut [0; 16]).expect_err("RST");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
     await_end(&mut stuck);
@@ -385,7 +386,7 @@ fn a_second_drain_only_brings_the_deadline_forward() {
     // A later deadline is none.
     server.handle.drain(Duration::MAX).expect("again");
     assert_eq!(
-        client.read(&mut [0; 16]).expect_err("RST").kind(),
+        client.read_some(&mut [0; 16]).expect_err("RST").kind(),
         ErrorKind::ConnectionReset
     );
     let (report, _) = server.report();

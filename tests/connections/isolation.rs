@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kit::net::{
     await_end, connect, eventually, hold, local, packet2, ping, read_to_end, recv2, send2, spawn,
-    Echo, Running,
+    Echo, ReadSome, Running,
 };
 use kit::script::{
     connect_narrow, spawn_script, try_connect_narrow, usual, Call, Entry, Journal, ScriptedHandler,
@@ -658,7 +658,7 @@ fn do_from(wanted: &Entry, action: Action) {
         // All are sent home in any case.
         _ if *wanted == Entry::Drain => {}
         Action::CloseOther => assert_eq!(read_to_end(&mut bystander), b"", "{what}"),
-        Action::AbortOther => assert!(bystander.read(&mut [0; 9]).is_err(), "{what}"),
+        Action::AbortOther => assert!(bystander.read_some(&mut [0; 9]).is_err(), "{what}"),
         Action::SendOther => assert_eq!(recv2(&mut bystander), b"from another", "{what}"),
         _ => ping(&mut bystander, b"unharmed"),
     }
@@ -723,7 +723,7 @@ fn a_handler_kills_itself_by_a_job() {
     for _ in 0..10 {
         let mut client = connect(server.addr());
         send2(&mut client, b"kill me");
-        assert!(client.read(&mut [0; 9]).is_err(), "RST");
+        assert!(client.read_some(&mut [0; 9]).is_err(), "RST");
     }
     assert_eq!(journal.until_closed(10), [CloseReason::Killed; 10]);
     let _ = bystander.shutdown(Shutdown::Write);

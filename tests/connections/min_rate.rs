@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use kit::net::{eventually, local, packet2, Place, Running, PATIENCE};
+use kit::net::{eventually, local, packet2, Place, ReadSome, Running, PATIENCE};
 use kit::script::{connect_narrow, spawn_script, usual, Call, Journal};
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
@@ -391,7 +391,7 @@ fn reads_a_trickle(
     client.write_all(&packet2(words)).expect("asked");
     eventually("it ends", || {
         // It may have ended meanwhile.
-        let _ = client.read(&mut [0; 7]);
+        let _ = client.read_some(&mut [0; 7]);
         server.ask(|(), _| ());
         !journal.reasons().is_empty()
     });

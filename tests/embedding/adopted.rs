@@ -9,7 +9,8 @@ use std::sync::mpsc;
 use std::thread;
 
 use kit::net::{
-    connect, local, packet2, ping, read_to_end, recv2, send2, spawn, turns_until, Running, PATIENCE,
+    connect, local, packet2, ping, read_to_end, recv2, send2, spawn, turns_until, ReadSome,
+    Running, PATIENCE,
 };
 use portcullis::{
     Addr, Close, CloseReason, Closed, Config, ConnId, Connect, Context, Control, Detached, Error,
@@ -106,7 +107,7 @@ fn a_connection_that_another_has_accepted_is_served() {
     });
     // A kill ends it for the peer although this process has a copy.
     assert!(server.ask(move |_, control| control.kill(id)));
-    let end = client.read(&mut [0; 1]).map_err(|error| error.kind());
+    let end = client.read_some(&mut [0; 1]).map_err(|error| error.kind());
     assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use kit::net::{
     await_end, connect, descriptor_limit, local, packet2, ping, read_to_end, recv2, send2,
-    spawn_echo, turns_until, Echo, PATIENCE,
+    spawn_echo, turns_until, Echo, ReadSome, PATIENCE,
 };
 use mio::unix::SourceFd;
 use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Peer, Server};
@@ -195,9 +195,8 @@ fn what_is_left_over_is_due_at_once_and_then_nothing_is_due() {
 
 /// Takes what has come already; whether there was anything.
 fn recv_waiting(client: &mut TcpStream) -> bool {
-    use std::io::Read;
     client.set_nonblocking(true).expect("nonblocking");
-    let got = client.read(&mut [0; 64 * 1024]);
+    let got = client.read_some(&mut [0; 64 * 1024]);
     client.set_nonblocking(false).expect("blocking");
     matches!(got, Ok(count) if count > 0)
 }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use kit::net::{connect, local, ping, spawn, turns_until, Echo, PATIENCE};
+use kit::net::{connect, local, ping, spawn, turns_until, Echo, ReadSome, PATIENCE};
 use portcullis::{
     Config, Connect, Context, Control, Error, Framing, Handler, Interest, Outcome, Server, WatchId,
 };
@@ -32,7 +32,7 @@ fn pair() -> (UnixStream, UnixStream) {
 fn read_all(seen: &mut Seen, _: &mut Control<'_, Seen>, input: &mut UnixStream) {
     let mut bytes = [0; 64];
     loop {
-        match input.read(&mut bytes) {
+        match input.read_some(&mut bytes) {
             Ok(0) => return seen.push("end".to_owned()),
             Ok(count) => seen.push(String::from_utf8_lossy(&bytes[..count]).into_owned()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
@@ -115,7 +115,7 @@ fn room_for_output_is_reported() {
     until(&mut server, &mut seen, &["full"]);
     let mut bytes = vec![0; 1 << 20];
     theirs.set_nonblocking(true).expect("non-blocking");
-    while theirs.read(&mut bytes).is_ok() {}
+    while theirs.read_some(&mut bytes).is_ok() {}
     until(&mut server, &mut seen, &["full", "full"]);
 }
 
@@ -137,7 +137,7 @@ fn a_callback_ends_its_own_watch() {
     own.set(Some(id));
     until(&mut server, &mut seen, &["once"]);
     // The descriptor was dropped with it.
-    assert_eq!(theirs.read(&mut [0; 1]).expect("the end"), 0);
+    assert_eq!(theirs.read_some(&mut [0; 1]).expect("the end"), 0);
 }
 
 #[test]
@@ -223,7 +223,7 @@ fn a_server_that_is_dropped_drops_the_descriptors() {
     let mut other = self::server();
     assert!(!other.control().unwatch(id), "of another server");
     drop(server);
-    assert_eq!(theirs.read(&mut [0; 1]).expect("the end"), 0);
+    assert_eq!(theirs.read_some(&mut [0; 1]).expect("the end"), 0);
 }
 
 /// A callback replaces its descriptor. The number of the former one may be a connection's since.

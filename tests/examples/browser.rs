@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use base64::prelude::{Engine, BASE64_STANDARD};
-use kit::net::{connect, eventually};
+use kit::net::{connect, eventually, Uninterrupted};
 use serde_json::{json, Value};
 use tungstenite::{Message, WebSocket};
 
@@ -13,7 +13,7 @@ use tungstenite::{Message, WebSocket};
 pub struct Browser {
     child: Child,
     profile: PathBuf,
-    socket: Option<WebSocket<TcpStream>>,
+    socket: Option<WebSocket<Uninterrupted<TcpStream>>>,
     session: Option<Value>,
     next: u64,
     /// What the page complained of: exceptions, and what its policy forbade.
@@ -46,7 +46,8 @@ impl Browser {
         };
         let (addr, path) = browser.debugger();
         let url = format!("ws://{addr}{path}");
-        let (socket, _) = tungstenite::client(url, connect(addr)).expect("a handshake");
+        let (socket, _) =
+            tungstenite::client(url, Uninterrupted(connect(addr))).expect("a handshake");
         browser.socket = Some(socket);
         browser
     }

@@ -7,7 +7,9 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
-use kit::net::{connect, example, local, read_to_end, reset, spawn_echo, ChildProcess, PATIENCE};
+use kit::net::{
+    connect, example, local, read_to_end, reset, spawn_echo, ChildProcess, ReadSome, PATIENCE,
+};
 use kit::outgoing::{accepted, closed_addr, std_listener};
 use kit::tls::{read_to_goodbye, secure, Folder, Site, NAME};
 use portcullis::tls::rustls::version;
@@ -257,7 +259,7 @@ fn tls_ends_at_the_proxy_and_begins_again() {
     let (proxy, addr) = with("other.test");
     let mut client = secure(addr, &site.client(&version::TLS13));
     let error = client
-        .read(&mut [0])
+        .read_some(&mut [0])
         .expect_err("the server behind is somebody else");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
     terminate(proxy);

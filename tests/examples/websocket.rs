@@ -4,12 +4,12 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
-use kit::net::{connect, example, have, read_to_end, ChildProcess};
+use kit::net::{connect, example, have, read_to_end, ChildProcess, ReadSome, Uninterrupted};
 use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tungstenite::protocol::frame::{CloseFrame, Frame};
 use tungstenite::{Error, Message, WebSocket};
 
-type Client = WebSocket<TcpStream>;
+type Client = WebSocket<Uninterrupted<TcpStream>>;
 
 fn start(options: &[&str]) -> (ChildProcess, SocketAddr) {
     let mut command = Command::new(example("websocket"));
@@ -28,7 +28,8 @@ fn terminate(server: ChildProcess) {
 
 fn enter(addr: SocketAddr, path: &str) -> Client {
     let url = format!("ws://{addr}{path}");
-    let (client, response) = tungstenite::client(url, connect(addr)).expect("a handshake");
+    let (client, response) =
+        tungstenite::client(url, Uninterrupted(connect(addr))).expect("a handshake");
     assert_eq!(response.status(), 101);
     client
 }
@@ -248,7 +249,7 @@ fn requests_that_are_no_handshake() {
     let mut answer = Vec::new();
     while !answer.ends_with(b"\x81\x02hi") {
         let mut piece = [0; 1024];
-        let length = client.read(&mut piece).expect("an answer");
+        let length = client.read_some(&mut piece).expect("an answer");
         assert!(length > 0, "{answer:?}");
         answer.extend_from_slice(&piece[..length]);
     }

@@ -1,12 +1,12 @@
 //! A listening socket that another process uses, or has made, blocks no system call of the loop.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpListener;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use kit::net::{connect, local, packet2, ping, recv2, spawn, Running};
+use kit::net::{connect, local, packet2, ping, recv2, spawn, ReadSome, Running};
 use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Server};
 use socket2::SockRef;
 
@@ -80,7 +80,7 @@ fn an_adopted_listener_with_linger_does_not_block_the_loop() {
     orderly.write_all(&packet2(b"hello")).expect("send");
     assert_eq!(recv2(&mut orderly), b"hello");
     orderly.shutdown(std::net::Shutdown::Write).expect("FIN");
-    assert_eq!(orderly.read(&mut [0; 1]).expect("FIN"), 0);
+    assert_eq!(orderly.read_some(&mut [0; 1]).expect("FIN"), 0);
     ping(&mut connect(server.addr()), b"served");
 }
 
@@ -138,6 +138,6 @@ fn clients_of_an_adopted_mptcp_listener_are_served() {
     let mut client = std::net::TcpStream::from(client);
     ping(&mut client, b"over MPTCP");
     client.shutdown(std::net::Shutdown::Write).expect("FIN");
-    assert_eq!(client.read(&mut [0; 1]).expect("FIN"), 0);
+    assert_eq!(client.read_some(&mut [0; 1]).expect("FIN"), 0);
     ping(&mut connect(server.addr()), b"over TCP");
 }

@@ -1,12 +1,12 @@
 //! Chaos as ranch makes it (its suite `stampede`): whatever is killed, panics, closes and changes at random under load, the
 //! port answers at the end.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use kit::net::{connect, eventually, local, ping, spawn, Echo, Running, PATIENCE};
+use kit::net::{connect, eventually, local, ping, spawn, Echo, ReadSome, Running, PATIENCE};
 use portcullis::{AtCapacity, Config, Context, Framing, Handler, Listen, Outcome, Server};
 
 /// Echoes, and panics when asked to.
@@ -59,7 +59,7 @@ fn client(addr: SocketAddr, seed: u64, over: &AtomicBool) {
             };
             // Killed at any moment: every error is as it should be.
             let sent = stream.write_all(frame).is_ok();
-            if !sent || frame.len() == 6 || stream.read(&mut [0; 16]).unwrap_or(0) == 0 {
+            if !sent || frame.len() == 6 || stream.read_some(&mut [0; 16]).unwrap_or(0) == 0 {
                 break;
             }
         }

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
-use kit::net::{connect, reset, spawn, Place};
+use kit::net::{connect, reset, spawn, Place, ReadSome};
 use portcullis::sim::{Random, Tape};
 use portcullis::{CloseReason, Config, Payloads, Recording, Server};
 
@@ -23,7 +23,7 @@ fn client(addr: std::net::SocketAddr, seed: u64) {
             2 => stream.write_all(&b"much\n".repeat(5)),
             3 => stream
                 .write_all(b"answer\n")
-                .and_then(|()| stream.read(&mut [0; 5000]).map(drop)),
+                .and_then(|()| stream.read_some(&mut [0; 5000]).map(drop)),
             _ => stream.write_all(b"hello\n"),
         };
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kit::net::{
     connect, current_stats, eventually, held_by_each, hold, local, ping, recv2, send2, tcp,
-    PATIENCE,
+    ReadSome, PATIENCE,
 };
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control, Error,
@@ -275,7 +275,7 @@ fn the_cap_is_lowered_and_raised_for_all_at_once() {
         (gauge.now(), gauge.most(), stats.open, stats.accepted),
         (9, 10, 9, 16)
     );
-    let answered = |client: &mut TcpStream| match client.read(&mut [0; 9]) {
+    let answered = |client: &mut TcpStream| match client.read_some(&mut [0; 9]) {
         Ok(count) => count == 9,
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::WouldBlock);
@@ -399,7 +399,7 @@ fn no_shard_refuses_a_client_for_which_another_can_evict() {
     let stats = current_stats(&shards.handle);
     assert_eq!(counts(&stats), [12, refused]);
     // Once all have spoken, there is nothing to evict.
-    let late = connect(addr).read(&mut [0]);
+    let late = connect(addr).read_some(&mut [0]);
     assert!(matches!(late, Ok(0)) || late.is_err(), "{late:?}");
     let stats = current_stats(&shards.handle);
     assert_eq!(counts(&stats), [12, refused + 1]);

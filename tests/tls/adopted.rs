@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::sync::{mpsc, Arc};
 
-use kit::net::{connect, local, packet2, recv2, send2, spawn, Running, PATIENCE};
+use kit::net::{connect, local, packet2, recv2, send2, spawn, ReadSome, Running, PATIENCE};
 use kit::tls::{handshake_over, notify, read_to_goodbye, secure, session, Site, NAME};
 use portcullis::tls::rustls::version::{TLS12, TLS13};
 use portcullis::tls::rustls::ServerConfig;
@@ -197,11 +197,11 @@ fn a_session_that_is_over_does_not_come_back() {
         if fails {
             client.sock.write_all(&[23, 3, 3, 0, 20]).expect("sent");
             client.sock.write_all(&[0; 20]).expect("sent");
-            stream.read(&mut [0; 1]).expect_err("a broken record");
+            stream.read_some(&mut [0; 1]).expect_err("a broken record");
         } else {
             notify(&mut client);
             client.sock.shutdown(Shutdown::Write).expect("finished");
-            assert_eq!(stream.read(&mut [0; 1]).expect("the end"), 0);
+            assert_eq!(stream.read_some(&mut [0; 1]).expect("the end"), 0);
         }
         let attached = server
             .ask(move |_, control| control.attach(stream, packets(), Echo { secures: false }));

@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;
 
-use kit::net::{local, ping, spawn, spawn_echo, Running};
+use kit::net::{local, ping, spawn, spawn_echo, ReadSome, Running};
 use kit::tls::{provider, secure, Site};
 use portcullis::tls::rustls::crypto::cipher::{
     AeadKey, Iv, MessageDecrypter, MessageEncrypter, OutboundOpaqueMessage, OutboundPlainMessage,
@@ -169,7 +169,7 @@ fn a_cipher_that_fails_at_the_end_is_counted() {
             (server, ())
         });
         let mut tls = secure(server.addr(), &site.client(&version::TLS13));
-        let end = tls.read(&mut [0; 1]).map_err(|error| error.kind());
+        let end = tls.read_some(&mut [0; 1]).map_err(|error| error.kind());
         assert_eq!(end, Err(ErrorKind::UnexpectedEof), "{fault:?}");
         drop(tls);
         let stats = server.until("it ends", |stats| stats.closed_total() == 1);

@@ -1,13 +1,13 @@
 //! A TLS connection ends as it should: close_notify before FIN, half-close, truncation and reset told apart.
 #![cfg(feature = "tls")]
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::sync::{mpsc, Arc, Mutex};
 use std::time::Duration;
 
 use kit::net::{
     connect, current_stats, eventually, hold, local, packet2, ping, recv2, reset, send2, spawn,
-    spawn_echo, Running, PATIENCE,
+    spawn_echo, ReadSome, Running, PATIENCE,
 };
 use kit::tls::{
     encrypt, exchange, exchange_after, fin, notify, read_to_goodbye, secure, session,
@@ -111,7 +111,7 @@ fn an_abort_says_nothing() {
         let server = serve(listen(&site), || AsTold);
         let mut client = secure(server.addr(), &site.client(version));
         send2(&mut client, b"abort");
-        let error = client.read(&mut [0; 1]).expect_err("a reset");
+        let error = client.read_some(&mut [0; 1]).expect_err("a reset");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         server.until("it ends", |stats| stats.closed(CloseReason::Aborted) == 1);
     }
@@ -459,9 +459,9 @@ fn a_forged_record_ends_the_connection_with_an_alert() {
         let last = wire.len() - 1;
         wire[last] ^= 1;
         client.sock.write_all(&wire).expect("sent");
-        let error = client.read(&mut [0; 1]).expect_err("an alert");
+        let error = client.read_some(&mut [0; 1]).expect_err("an alert");
         assert!(error.to_string().contains("BadRecordMac"), "{error}");
-        assert_eq!(client.sock.read(&mut [0; 1]).expect("no reset"), 0);
+        assert_eq!(client.sock.read_some(&mut [0; 1]).expect("no reset"), 0);
         drop(client);
         let (reason, cause) = the_end(&server);
         assert_eq!(reason, CloseReason::Tls);

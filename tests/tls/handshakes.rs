@@ -6,7 +6,9 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::net::{connect, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, Running};
+use kit::net::{
+    connect, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, ReadSome, Running,
+};
 use kit::tls::{
     agreed, encrypt, exchange, handshake, handshake_over, notify, read_to_goodbye, secure, session,
     spawn_recorder, the_end, visit, wire_of, Authority, Seen, Site, TlsClient, NAME, VERSIONS,
@@ -157,7 +159,7 @@ fn a_client_certificate_can_be_optional() {
 /// A TLS 1.3 client is done before its certificate is judged: the alert comes where it expects an answer.
 #[track_caller]
 fn refusal(outcome: std::io::Result<TlsClient>) -> String {
-    let error = outcome.and_then(|mut client| client.read(&mut [0; 1]).map(|_| ()));
+    let error = outcome.and_then(|mut client| client.read_some(&mut [0; 1]).map(|_| ()));
     error.expect_err("refused").to_string()
 }
 
@@ -275,7 +277,7 @@ fn ticket_from_elsewhere(config: ServerConfig, client: &ClientConfig) {
             let mut session = ServerConnection::new(Arc::new(config)).expect("session");
             let mut tls = portcullis::tls::rustls::Stream::new(&mut session, &mut tcp);
             tls.write_all(b"!").expect("handshake and data");
-            let _ = tls.read(&mut [0; 1]);
+            let _ = tls.read_some(&mut [0; 1]);
         });
         let mut tls = secure(addr, client);
         // The ticket comes before the data.

@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::net::{connect, local, ping, read_to_end, spawn, spawn_echo, Running, PATIENCE};
+use kit::net::{connect, local, ping, read_to_end, spawn, spawn_echo, ReadSome, Running, PATIENCE};
 use kit::tls::{
     alert, handshake, provider, read_raw, secure, session, spawn_recorder, the_end, wire_of,
     Authority, Seen, Site, Witnesses, VERSIONS,
@@ -148,7 +148,7 @@ fn dripping_buys_no_time() {
             ended = true;
             break;
         }
-        match tcp.read(&mut [0; 1]) {
+        match tcp.read_some(&mut [0; 1]) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             _ => {
                 ended = true;

@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::net::{connect, local, read_to_end, spawn, Running, PATIENCE};
+use kit::net::{connect, local, read_to_end, spawn, ReadSome, Running, PATIENCE};
 use kit::tls::{
     alert, handshake_over, notify, read_to_goodbye, session, wire_of, Site, TlsClient, NAME,
     VERSIONS,
@@ -267,7 +267,7 @@ fn what_is_sent_in_the_handshake_is_behind_it() {
         let queued = server.ask(|_, control| control.connections()[0].queued);
         assert_eq!(queued, "secret\nfrom a thread\nnoted\n".len());
         tcp.set_nonblocking(true).expect("a socket");
-        let early = tcp.read(&mut [0]);
+        let early = tcp.read_some(&mut [0]);
         assert!(early.is_err(), "nothing in the clear: {early:?}");
         tcp.set_nonblocking(false).expect("a socket");
         let mut tls = handshake_over(tcp, session(&site.client(version))).expect("TLS");

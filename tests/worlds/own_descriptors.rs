@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::rc::Rc;
 use std::time::Duration;
 
-use kit::net::reset;
+use kit::net::{reset, ReadSome};
 use portcullis::sim::{Call, ClientId, ClientState, Faults, Random, Scripted, Sim};
 use portcullis::{
     AccessRules, Close, CloseReason, Closed, Config, ConnId, Connect, Context, Control, Detached,
@@ -109,7 +109,7 @@ fn an_adopted_socket_is_served_as_any_other() {
     let (_client, accepted) = tcp_pair();
     let over_tcp = adopt(&mut sim, accepted).expect("adopted");
     // The descriptor itself is closed.
-    assert_eq!(theirs.read(&mut [0; 1]).expect("the end"), 0);
+    assert_eq!(theirs.read_some(&mut [0; 1]).expect("the end"), 0);
     let adopted = sim.adopted();
     assert_eq!((adopted.len(), sim.descriptors()), (2, 3));
     for &client in &adopted {
@@ -410,7 +410,7 @@ fn a_detached_connection_that_has_ended_does_not_come_back() {
     let mut stream = detach(&mut sim, client, b"");
     let id = stream.id();
     assert!(sim.control().kill(id));
-    assert_eq!(stream.read(&mut [0; 1]).expect("it is cut off"), 0);
+    assert_eq!(stream.read_some(&mut [0; 1]).expect("it is cut off"), 0);
     let error = sim.control().attach(stream, lines(), Echo);
     assert!(matches!(error, Err(Error::ConnState(_))), "{error:?}");
     sim.settle();
@@ -420,7 +420,7 @@ fn a_detached_connection_that_has_ended_does_not_come_back() {
     let mut stream = detach(&mut sim, client, b"");
     sim.reset(client);
     sim.settle();
-    assert_eq!(stream.read(&mut [0; 1]).unwrap_or_default(), 0);
+    assert_eq!(stream.read_some(&mut [0; 1]).unwrap_or_default(), 0);
     assert!(stream.write_all(b"lost").is_err());
     let error = sim.control().attach(stream, lines(), Echo);
     assert!(matches!(error, Err(Error::Os { .. })), "{error:?}");
@@ -445,7 +445,7 @@ fn a_drain_ends_a_detached_connection_at_its_deadline() {
     assert_eq!(sim.stats().open, 1);
     sim.advance(Duration::from_secs(2));
     assert_eq!(sim.stats().closed(CloseReason::DrainForced), 1);
-    assert_eq!(stream.read(&mut [0; 1]).expect("it is cut off"), 0);
+    assert_eq!(stream.read_some(&mut [0; 1]).expect("it is cut off"), 0);
     ends(&mut sim);
 }
 
@@ -552,7 +552,7 @@ fn every_kind_of_connection_can_be_detached() {
 fn read_all(app: &mut App, input: &mut UnixStream) {
     let mut bytes = [0; 64];
     loop {
-        match input.read(&mut bytes) {
+        match input.read_some(&mut bytes) {
             Ok(0) => return app.read.push(b'!'),
             Ok(count) => app.read.extend(&bytes[..count]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
@@ -660,7 +660,7 @@ fn what_cannot_be_watched_is_a_typed_error() {
     watch(&mut sim, &shared).expect("free again");
     drop(shared);
     drop(sim);
-    assert_eq!(theirs.read(&mut [0; 1]).expect("the end"), 0);
+    assert_eq!(theirs.read_some(&mut [0; 1]).expect("the end"), 0);
 }
 
 /// The peer's close_notify is read before the connection is detached, in the same turn.

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use kit::net::{connect, example, ChildProcess};
+use kit::net::{connect, example, ChildProcess, ReadSome};
 
 pub const CLEAN: u8 = 2;
 pub const KEPT: u8 = 0;
@@ -262,7 +262,7 @@ impl Raw {
         let lives = |byte: &[u8]| {
             let sent = (&*self.0).write_all(byte);
             let is_silent = |error: std::io::Error| error.kind() == ErrorKind::WouldBlock;
-            sent.is_ok() && (&*self.0).read(&mut [0]).is_err_and(is_silent)
+            sent.is_ok() && (&*self.0).read_some(&mut [0]).is_err_and(is_silent)
         };
         bytes.chunks(1).take_while(|byte| lives(byte)).count()
     }

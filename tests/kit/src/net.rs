@@ -359,6 +359,44 @@ pub fn ping(stream: &mut (impl Read + Write), payload: &[u8]) {
     assert_eq!(recv2(stream), payload, "the echo");
 }
 
+/// As `read`, but goes on when it was interrupted. A socket with a timeout is, when the process is stopped and continued:
+/// signal(7).
+pub trait ReadSome: Read {
+    fn read_some(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        uninterrupted(|| self.read(buffer))
+    }
+}
+
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+impl<R: Read + ?Sized> ReadSome for R {}
+
+/// A stream for a client of another author, which takes an interruption for a failure.
+pub struct Uninterrupted<S>(pub S);
+
+impl<S: Read> Read for Uninterrupted<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read_some(buffer)
+    }
+}
+
+impl<S: Write> Write for Uninterrupted<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        uninterrupted(|| self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// Everything up to the orderly end. Panics on a reset.
 #[track_caller]
 pub fn read_to_end(stream: &mut impl Read) -> Vec<u8> {
@@ -372,10 +410,9 @@ pub fn read_to_end(stream: &mut impl Read) -> Vec<u8> {
 pub fn await_end(stream: &mut impl Read) {
     let mut buffer = [0; 4096];
     loop {
-        match stream.read(&mut buffer) {
+        match stream.read_some(&mut buffer) {
             Ok(0) => return,
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error)
                 if matches!(
                     error.kind(),

@@ -24,7 +24,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };
 
-use crate::net::{connect, ping, spawn, Echo, Running, PATIENCE};
+use crate::net::{connect, ping, spawn, Echo, ReadSome, Running, PATIENCE};
 
 /// The name that every server certificate here is for.
 pub const NAME: &str = "server.test";
@@ -283,7 +283,7 @@ pub fn read_to_goodbye(client: &mut TlsClient) -> Vec<u8> {
     assert_eq!(
         client
             .sock
-            .read(&mut [0; 1])
+            .read_some(&mut [0; 1])
             .expect("no reset after close_notify"),
         0,
         "FIN after close_notify"
@@ -338,7 +338,9 @@ pub fn exchange_after(client: TlsClient, plain: &[u8], wait: impl FnOnce()) -> V
         let (mut answer, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
         let mut goodbye = false;
         loop {
-            let count = reading.read(&mut buffer).expect("bytes or an orderly end");
+            let count = reading
+                .read_some(&mut buffer)
+                .expect("bytes or an orderly end");
             if count == 0 {
                 break;
             }
