@@ -69,7 +69,7 @@ impl Batch {
         let begin = number.checked_sub(1).map_or(0, end_of);
         let places = self.words.get(begin..end_of(number)).unwrap_or_default();
         let word = |&(begin, end): &(u32, u32)| commands.get(begin as usize..end as usize);
-        let words = places.iter().filter_map(word);
+        let words = places.iter().map(|place| word(place).unwrap_or_default());
         let Some(few) = few.get_mut(..places.len()) else {
             many.extend(words.chain(self.further_words(commands)));
             return many;
@@ -264,27 +264,29 @@ fn bulk(input: &[u8], at: usize, limit: usize) -> Result<Option<Range<usize>>, F
 /// canonical number counts as too large.
 #[inline(always)] // the result stays in registers
 fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(usize, usize)>, FrameError> {
-    let Some((&first, line)) = input.get(at..).and_then(<[u8]>::split_first) else {
-        return Ok(None);
-    };
-    if first != mark {
-        return Err(unexpected(mark, first));
-    }
     // Most numbers have one digit or two.
-    let digit = |byte: &u8| usize::from(byte - b'0');
-    match line {
-        [ones @ b'0'..=b'9', b'\r', _, ..] => return Ok(Some((digit(ones), at + 4))),
-        [tens @ b'1'..=b'9', ones @ b'0'..=b'9', b'\r', _, ..] => {
-            return Ok(Some((10 * digit(tens) + digit(ones), at + 5)));
+    match input.get(at..) {
+        Some(&[first, ones @ b'0'..=b'9', b'\r', _, ..]) if first == mark => {
+            Ok(Some((digit(ones), at + 4)))
         }
-        _ => {}
+        Some(&[first, tens @ b'1'..=b'9', ones @ b'0'..=b'9', b'\r', _, ..]) if first == mark => {
+            Ok(Some((10 * digit(tens) + digit(ones), at + 5)))
+        }
+        Some([first, line @ ..]) if *first == mark => long_header(line, at, mark),
+        Some([first, ..]) => Err(unexpected(mark, *first)),
+        _ => Ok(None),
     }
+}
+
+/// Reads the number of any header line.
+#[inline(never)]
+fn long_header(line: &[u8], at: usize, mark: u8) -> Result<Option<(usize, usize)>, FrameError> {
     let mut number = usize::MAX;
     for (length, &byte) in line.iter().enumerate().take(MAX_HEADER) {
         number = match (byte, number) {
             (b'\r', _) => return Ok(line.get(length + 1).map(|_| (number, at + length + 3))),
-            (b'0'..=b'9', _) if length == 0 => digit(&byte),
-            (b'0'..=b'9', 1..=MAX_FRONT) => number * 10 + digit(&byte),
+            (b'0'..=b'9', _) if length == 0 => digit(byte),
+            (b'0'..=b'9', 1..=MAX_FRONT) => number * 10 + digit(byte),
             _ => usize::MAX,
         };
     }
@@ -293,6 +295,10 @@ fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(usize, usize)>, F
         b'*' => Err(FrameError::new("too big mbulk count string")),
         _ => Err(FrameError::new("too big bulk count string")),
     }
+}
+
+fn digit(byte: u8) -> usize {
+    usize::from(byte - b'0')
 }
 
 #[cold]

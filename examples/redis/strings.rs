@@ -13,6 +13,10 @@ pub fn run(db: &mut Db, name: &str, args: &[&[u8]], reply: &mut Reply) -> Result
             Some(value) => reply.bulk(value.string()?),
             None => reply.null(),
         },
+        ("set", [key, value]) => {
+            db.set(key, value, None);
+            reply.ok();
+        }
         ("set", [key, value, options @ ..]) => set(db, key, value, options, reply)?,
         ("setnx", [key, value]) => {
             let is_new = db.get(key).is_none();
