@@ -187,7 +187,7 @@ impl AccessRules {
 
     /// Returns the rules in order, each with its count. The last is the default: `allow all` or
     /// `deny all`.
-    pub fn iter(&self) -> impl Iterator<Item = AccessRule> {
+    pub fn iter(&self) -> impl Iterator<Item = AccessRule> + use<> {
         let mut rules: Vec<_> = self
             .table
             .in_order()

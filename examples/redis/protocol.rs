@@ -81,7 +81,7 @@ impl Batch {
     }
 
     /// Returns the words behind those whose places are kept. Such a command is alone.
-    fn further_words<'a>(&self, command: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    fn further_words<'a>(&self, command: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let is_inline = !command.starts_with(b"*");
         let mut at = match self.words.last() {
             Some(&(_, end)) if self.words.len() == MAX_KEPT => end as usize,

@@ -716,7 +716,7 @@ impl ConnInfo {
     /// - `reading again`: until reading resumes after a pause by a rate
     ///   ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate) and the other rates).
     /// - `timer`: until the first of the handler's timers ([`Conn::set_timer`]).
-    pub fn time_left(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+    pub fn time_left(&self) -> impl Iterator<Item = (&'static str, Duration)> + use<> {
         self.time_left.iter()
     }
 }

@@ -123,7 +123,7 @@ impl<'a, 'c> Frame<'a, 'c> {
     }
 
     /// Returns the remainder in its pieces: at most [`FRAME_PIECES`].
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> + use<'_> {
         let (header, trailer) = self
             .envelope
             .split_at_checked(self.header)

@@ -74,7 +74,7 @@ impl<A> AppTimers<A> {
 
     /// All jobs, once the server ends.
     #[must_use = "a job's destructor is foreign code"]
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = LocalJob<A>> {
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = LocalJob<A>> + use<A> {
         self.next = Time::NEVER;
         std::mem::take(&mut self.jobs).into_values()
     }

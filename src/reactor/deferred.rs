@@ -271,7 +271,7 @@ impl Deferred {
 
     /// All commands, once the server ends.
     #[must_use = "destructors of messages are foreign code"]
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = ForConn> {
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = ForConn> + use<> {
         std::mem::take(self).waiting.into_values().flatten()
     }
 

@@ -138,7 +138,7 @@ impl<A> Watches<A> {
 
     /// All callbacks, once the server ends.
     #[must_use = "a callback's destructor is foreign code"]
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Boxed<A>> {
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Boxed<A>> + use<A> {
         let all = std::mem::replace(&mut self.all, Slots::new());
         all.into_entries().filter_map(|watch| watch.watched)
     }

@@ -406,7 +406,7 @@ impl<A> Sim<A> {
     /// sim.settle();
     /// assert_eq!(sim.now(), Duration::from_secs(1));
     /// ```
-    pub fn work(&self) -> impl Fn(Duration) + Clone + Send + 'static {
+    pub fn work(&self) -> impl Fn(Duration) + Clone + Send + 'static + use<A> {
         let worked = Arc::clone(&self.kernel.borrow().worked);
         move |span| {
             let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);

@@ -122,7 +122,7 @@ impl Machine {
         config: &TlsConfig,
         now: Time,
         pool: &mut Pool,
-    ) -> crate::Result<impl Sized> {
+    ) -> crate::Result<impl Sized + use<>> {
         let codec = self.codec_behind_tls()?;
         let session = Session::behind(config, self.take_output());
         self.begin_handshake(session, now, pool);
@@ -136,7 +136,7 @@ impl Machine {
         config: &ClientTls,
         now: Time,
         pool: &mut Pool,
-    ) -> crate::Result<impl Sized> {
+    ) -> crate::Result<impl Sized + use<>> {
         let codec = self.codec_behind_tls()?;
         match Session::client(config, self.take_output(), &mut pool.buffers) {
             Ok(session) => self.begin_handshake(session, now, pool),
@@ -398,7 +398,7 @@ impl Machine {
         closed: Closed,
         now: Time,
         pool: &mut Pool,
-    ) -> impl Sized {
+    ) -> impl Sized + use<> {
         let tls = self.tls.take();
         if !farewell.is_empty() {
             let (active, buffers) = self.wake(pool);

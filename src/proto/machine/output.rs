@@ -565,7 +565,7 @@ impl Machine {
     /// Decodes the buffered bytes, and all that follow, by another rule.
     ///
     /// Returns the rule before, which may be a framer of the user's.
-    pub(crate) fn set_framing(&mut self, framing: &Framing) -> impl Sized {
+    pub(crate) fn set_framing(&mut self, framing: &Framing) -> impl Sized + use<> {
         // A fixed length is a maximum of its own.
         let inherited = match framing {
             Framing::Fixed(_) => None,

@@ -1111,7 +1111,7 @@ impl World {
             if let (Some(most), true) = (limit, entrance.limits_all) {
                 let crowd = crowds
                     .iter()
-                    .find(|((listener, _), &count)| *listener == info.id && count > most);
+                    .find(|&((listener, _), &count)| *listener == info.id && count > most);
                 if let Some(((_, source), count)) = crowd {
                     return Err(format!(
                         "{count} connections of source {source:x}, {most} may be"
