@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use kit::net::{
     await_end, connect, descriptor_limit, local, packet2, ping, read_to_end, recv2, send2,
-    spawn_echo, turns_until, Echo, ReadSome, PATIENCE,
+    spawn_echo, turns_until, uninterrupted, Echo, ReadSome, PATIENCE,
 };
 use mio::unix::SourceFd;
 use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Peer, Server};
@@ -256,12 +256,8 @@ impl Outer {
     /// One turn of the outer loop, as [`Server::next_timeout`] says to do it. False if nothing at all came in time.
     fn turn<A>(&mut self, server: &mut Server<A>, app: &mut A) -> bool {
         let wait = server.next_timeout();
-        self.poll
-            .poll(
-                &mut self.events,
-                Some(wait.unwrap_or(PATIENCE).min(PATIENCE)),
-            )
-            .expect("poll");
+        let patience = Some(wait.unwrap_or(PATIENCE).min(PATIENCE));
+        uninterrupted(|| self.poll.poll(&mut self.events, patience)).expect("poll");
         let woken = !self.events.is_empty() || wait.is_some_and(|wait| wait < PATIENCE);
         turn(server, app);
         woken
@@ -332,7 +328,7 @@ impl Outer {
     /// As [`Outer::turn`], with a bound on the wait, and no turn of the server without an event.
     fn turn_within(&mut self, server: &mut Server, most: Duration) -> bool {
         let wait = server.next_timeout().unwrap_or(most).min(most);
-        self.poll.poll(&mut self.events, Some(wait)).expect("poll");
+        uninterrupted(|| self.poll.poll(&mut self.events, Some(wait))).expect("poll");
         let woken = !self.events.is_empty() || wait < most;
         if woken {
             turn(server, &mut ());

@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kit::net::{
-    await_end, connect, local, packet2, read_to_end, recv2, send2, turns_until, Echo, PATIENCE,
+    await_end, connect, local, packet2, read_to_end, recv2, send2, turns_until, uninterrupted,
+    Echo, PATIENCE,
 };
 use portcullis::{
     Alarm, CloseReason, Config, ConnId, Context, Error, Handle, HandleError, Handler, Listen,
@@ -341,7 +342,7 @@ fn a_loop_that_ignores_an_event_finds_it_later() {
         .expect("register");
     let mut events = mio::Events::with_capacity(4);
     // Told, and not acted upon; edge-triggered, it is not told again.
-    poll.poll(&mut events, Some(PATIENCE)).expect("poll");
+    uninterrupted(|| poll.poll(&mut events, Some(PATIENCE))).expect("poll");
     assert!(!events.is_empty());
     turns_until(&mut server, &mut (), |server, ()| {
         server.control().stats().traffic.frames_out == 100

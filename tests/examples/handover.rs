@@ -15,7 +15,8 @@ use std::thread;
 use std::time::Duration;
 
 use kit::net::{
-    connect, eventually, local, recv2, send2, spawn_echo, ChildProcess, Place, PATIENCE,
+    connect, eventually, local, recv2, send2, spawn_echo, uninterrupted, ChildProcess, Place,
+    PATIENCE,
 };
 use portcullis::{Config, Error, Framing, Listen, Server};
 
@@ -436,9 +437,8 @@ fn a_listener_that_was_handed_over_wakes_the_old_server_no_more() {
         .registry()
         .register(&mut source, mio::Token(0), mio::Interest::READABLE);
     register.expect("register");
-    outer
-        .poll(&mut events, Some(Duration::from_millis(200)))
-        .expect("poll");
+    let wait = Some(Duration::from_millis(200));
+    uninterrupted(|| outer.poll(&mut events, wait)).expect("poll");
     assert!(events.is_empty());
     drop(socket);
 }
