@@ -105,8 +105,8 @@ pub struct Budgets {
     /// Number of connections whose TLS handshake is advanced: handshakes are the most expensive
     /// step. Defaults to 16.
     pub handshakes: usize,
-    /// Work for one connection: each byte read counts 1, each delivered frame 64 more. Defaults to
-    /// 64 KiB, which is 1,024 frames.
+    /// Work for one connection: each byte read counts 1, each delivered frame 256 more. Defaults to
+    /// 256 KiB, which is 1,024 frames.
     ///
     /// A read (up to 64 KiB) begins while any of the budget is left. At least one frame is
     /// delivered; further input waits for the next iteration. A budget below 64 KiB bounds the
@@ -115,7 +115,7 @@ pub struct Budgets {
     /// Number of commands from [`Handle`](crate::Handle)s. Defaults to 1024.
     pub commands: usize,
     /// Work of the whole iteration, whatever the number of connections. Each byte read or written
-    /// counts 1, each frame in or out 64 more. A connection's turn, a close and an accepted client
+    /// counts 1, each frame in or out 256 more. A connection's turn, a close and an accepted client
     /// count 24 KiB each. An attempt to connect counts 64 KiB, a step of a TLS handshake 512 KiB, a
     /// command or timer 1 KiB. Defaults to 8 MiB, which takes 2 to 4 ms.
     ///
@@ -132,7 +132,7 @@ impl Default for Budgets {
         Self {
             accepts: 64,
             handshakes: 16,
-            read_bytes: 64 * 1024,
+            read_bytes: 256 * 1024,
             commands: 1024,
             work: 8 * 1024 * 1024,
         }

@@ -14,7 +14,7 @@ use crate::reason::{CloseReason, Closed};
 /// The size of one read. A connection's input is at most its maximum frame and one read.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
 /// What a frame costs of the read budget beside its bytes.
-pub(crate) const FRAME_COST: usize = 64;
+pub(crate) const FRAME_COST: usize = 256;
 
 /// The buffers that all connections of a server read into.
 pub(crate) struct Scratch {

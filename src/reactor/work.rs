@@ -79,8 +79,8 @@ mod tests {
         let (mut work, mut traffic) = (Work::default(), Traffic::default());
         work.begin(16_000, &traffic);
         traffic.bytes_in += 7_000;
-        traffic.frames_out += 100;
-        work.charge(2_599);
+        traffic.frames_out += 10;
+        work.charge(6_439);
         assert!(work.is_left(&traffic));
         work.charge(1);
         assert!(!work.is_left(&traffic));

@@ -106,7 +106,7 @@ impl Handler<Counts> for Noted {
 const PEERS: usize = 1_000;
 const EMPTY: [u8; 2] = [0; 2];
 /// In one turn of a connection.
-const FRAMES: usize = 64;
+const FRAMES: usize = 16;
 /// The work of a whole iteration, with what is kept for each kind of work.
 const WORK: usize = 1 << 20;
 const MOST: usize = WORK + 6 * WORK / 16;
@@ -117,7 +117,7 @@ const TURN: usize = 24 << 10;
 fn busy(idle: Duration) -> (Sim<Counts>, Vec<ClientId>) {
     let config = Config::max_connections(PEERS + 1).with(|config| {
         config.budgets.work = WORK;
-        config.budgets.read_bytes = 64 * FRAMES;
+        config.budgets.read_bytes = 256 * FRAMES;
     });
     let mut sim = Sim::new(1, config, Counts::default());
     let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
@@ -150,8 +150,9 @@ fn frames_of_all_peers_together() {
         steps += 1;
         let served = sim.app().turns.get(before..).expect("no fewer").to_vec();
         // A frame and its answer; the last turn begins within the budget.
-        let work = served.len() * 2 * (EMPTY.len() + 64);
-        assert!(work <= MOST + FRAMES * 132, "{work} in one iteration");
+        let work = served.len() * 2 * (EMPTY.len() + 256);
+        let turn = FRAMES * 2 * (EMPTY.len() + 256);
+        assert!(work <= MOST + turn, "{work} in one iteration");
         // In turns: none has a second one before each has had its first.
         let mut last = None;
         for id in served {

@@ -24,7 +24,11 @@ const LIMIT: usize = 1024 * 1024;
 fn world() -> (Sim, SocketAddr) {
     let mut sim = Sim::new(
         1,
-        Config::max_connections(5000).with(|config| config.memory_limit = Some(LIMIT)),
+        Config::max_connections(5000).with(|config| {
+            config.memory_limit = Some(LIMIT);
+            // One read in a turn.
+            config.budgets.read_bytes = 64 * 1024;
+        }),
         (),
     );
     let listen =
