@@ -1,5 +1,6 @@
 //! The real system calls: mio for readiness, socket2 for options. The only folder that names mio.
 
+mod delivery;
 mod shared;
 mod sockets;
 
@@ -42,7 +43,7 @@ const BATCH: usize = 1024;
 /// The calls of a detached connection.
 pub(crate) const BLOCKING_CALLS: SystemCalls = SystemCalls {
     now: clock::now,
-    unsent: sockets::unsent,
+    unsent: delivery::unsent,
     end: sockets::end_as_set,
 };
 
@@ -269,15 +270,15 @@ impl StreamOps for MioOs {
 
     fn unsent(&mut self, stream: &mut Stream) -> Option<usize> {
         match stream {
-            Stream::Tcp(stream) => sockets::unsent(stream.as_fd(), false),
-            Stream::Unix(stream) => sockets::unsent(stream.as_fd(), true),
+            Stream::Tcp(stream) => delivery::unsent(stream.as_fd(), false),
+            Stream::Unix(stream) => delivery::unsent(stream.as_fd(), true),
         }
     }
 
     fn has_taken(&mut self, stream: &mut Stream, written: u64) -> Option<bool> {
         match stream {
             Stream::Tcp(stream) => {
-                sockets::acknowledged(stream.as_fd()).map(|bytes| bytes >= written)
+                delivery::acknowledged(stream.as_fd()).map(|bytes| bytes >= written)
             }
             Stream::Unix(_) => None,
         }
