@@ -363,13 +363,12 @@ impl ListenSocket {
     /// Stops listening, whatever process has a copy: resets the backlog and refuses new clients.
     /// Only Linux can: elsewhere the close of the last copy does.
     fn end(&self) {
-        if SockRef::from(self).shutdown(Shutdown::Both).is_err() {
-            return;
-        }
+        let has_ended = SockRef::from(self).shutdown(Shutdown::Both).is_ok();
         // The backlog of a Unix socket outlives the call, which lets in no more.
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        if let Self::Unix(socket) = self {
-            while accept_unix(socket).is_ok() {}
+        if cfg!(any(target_os = "linux", target_os = "android")) && has_ended {
+            if let Self::Unix(socket) = self {
+                while accept_unix(socket).is_ok() {}
+            }
         }
     }
 }
