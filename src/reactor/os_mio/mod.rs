@@ -160,7 +160,7 @@ fn connect_tcp(
         }
         socket.bind(&local.into())?;
     }
-    let connected = begin_connect(&socket, &addr.into())?;
+    let connected = begin_connect(&socket, &addr.into(), false)?;
     Ok((TcpStream::from_std(socket.into()), connected))
 }
 
@@ -175,16 +175,15 @@ fn connect_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<(UnixStr
         (None, Some(name)) => abstract_address(name)?,
         (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
     };
-    let connected = begin_connect(&socket, &addr)?;
+    let connected = begin_connect(&socket, &addr, true)?;
     Ok((
         UnixStream::from_std(OwnedFd::from(socket).into()),
         connected,
     ))
 }
 
-fn begin_connect(socket: &socket2::Socket, addr: &SockAddr) -> io::Result<bool> {
-    #[cfg(target_vendor = "apple")]
-    socket.set_nosigpipe(true)?;
+fn begin_connect(socket: &socket2::Socket, addr: &SockAddr, is_unix: bool) -> io::Result<bool> {
+    sockets::no_sigpipe(&SockRef::from(socket), is_unix, sockets::set_nosigpipe)?;
     match socket.connect(addr) {
         Ok(()) => Ok(true),
         // `connect(2)`: an interrupted connect goes on.

@@ -170,13 +170,33 @@ impl Listener {
         if self.is_foreign.load(Ordering::Relaxed) {
             reset_inherited(&socket)?;
         }
-        // Fails on Unix sockets, where Rust programs ignore SIGPIPE all the same.
-        #[cfg(target_vendor = "apple")]
-        if let Stream::Tcp(_) = stream {
-            socket.set_nosigpipe(true)?;
-        }
-        Ok(())
+        no_sigpipe(&socket, matches!(stream, Stream::Unix(_)), set_nosigpipe)
     }
+}
+
+/// Keeps SIGPIPE away from a socket whose writes cannot: SO_NOSIGPIPE, where the system has it.
+///
+/// On a Unix socket it may fail: with EINVAL once the peer has closed its end, whose input is still
+/// to be read. That is no reason to lose the connection. Rust programs ignore SIGPIPE all the same.
+pub(super) fn no_sigpipe(
+    socket: &SockRef<'_>,
+    is_unix: bool,
+    set: impl FnOnce(&SockRef<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    match set(socket) {
+        Err(_) if is_unix => Ok(()),
+        outcome => outcome,
+    }
+}
+
+#[cfg(target_vendor = "apple")]
+pub(super) fn set_nosigpipe(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_nosigpipe(true)
+}
+
+#[cfg(not(target_vendor = "apple"))]
+pub(super) fn set_nosigpipe(_socket: &SockRef<'_>) -> io::Result<()> {
+    Ok(())
 }
 
 /// Options of every connection.
@@ -200,6 +220,14 @@ pub(super) fn set_tcp_options(socket: &SockRef<'_>, options: &SocketOptions) -> 
 
 /// Takes over a connected socket, with the peer's address.
 pub(crate) fn adopt(socket: OwnedFd, options: &SocketOptions) -> io::Result<(Stream, Addr)> {
+    adopt_with(socket, options, set_nosigpipe)
+}
+
+fn adopt_with(
+    socket: OwnedFd,
+    options: &SocketOptions,
+    set_nosigpipe: impl FnOnce(&SockRef<'_>) -> io::Result<()>,
+) -> io::Result<(Stream, Addr)> {
     let known = SockRef::from(&socket);
     if known.r#type()? != Type::STREAM {
         return Err(wrong("the socket is not a stream socket"));
@@ -215,8 +243,7 @@ pub(crate) fn adopt(socket: OwnedFd, options: &SocketOptions) -> io::Result<(Str
     known.set_nonblocking(true)?;
     known.set_cloexec(true)?;
     reset_inherited(&known)?;
-    #[cfg(target_vendor = "apple")]
-    known.set_nosigpipe(true)?;
+    no_sigpipe(&known, is_unix, set_nosigpipe)?;
     if is_unix {
         if let Some(bytes) = options.send_buffer {
             known.set_send_buffer_size(bytes)?;
@@ -503,6 +530,33 @@ mod tests {
 
     use super::*;
     use crate::reactor::listener::AcceptError;
+
+    /// As on Apple's systems, where SO_NOSIGPIPE gives EINVAL once a Unix socket's peer has gone.
+    #[test]
+    fn a_unix_socket_without_nosigpipe_is_served() {
+        use std::io::Write as _;
+
+        let fails = |_: &SockRef<'_>| Err(io::Error::from_raw_os_error(libc::EINVAL));
+        let options = SocketOptions::default();
+
+        let (ours, mut theirs) = StdUnixStream::pair().expect("a pair");
+        theirs.write_all(b"last words").expect("written");
+        drop(theirs);
+        let (stream, _) = adopt_with(ours.into(), &options, fails).expect("adopted");
+        let mut buffer = [0; 32];
+        assert_eq!(stream.read(&mut buffer).expect("input"), 10);
+        assert_eq!(stream.read(&mut buffer).expect("the end"), 0);
+
+        // Of TCP it is the error of one connection.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = listener.local_addr().expect("an address");
+        let client = std::net::TcpStream::connect(addr).expect("it listens");
+        let error = adopt_with(client.into(), &options, fails).err();
+        assert_eq!(
+            error.and_then(|error| error.raw_os_error()),
+            Some(libc::EINVAL)
+        );
+    }
 
     /// Whatever the error: the next client is accepted.
     #[test]
