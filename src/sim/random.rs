@@ -25,7 +25,8 @@ impl Random {
         match limit {
             0 => 0,
             // The bias is below 2⁻³² for every limit used here.
-            _ => (self.bits() >> 11) as usize % limit,
+            // The same on 32 bits: the remainder comes before the cut.
+            _ => ((self.bits() >> 11) % limit as u64) as usize,
         }
     }
 
