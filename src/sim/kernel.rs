@@ -227,7 +227,7 @@ impl Kernel {
                 return Err(io::Error::from_raw_os_error(errno))
             }
             Some(errno @ libc::EAGAIN) => {
-                socket.edge |= socket.has_input();
+                socket.input_edge |= socket.has_input();
                 return Err(io::Error::from_raw_os_error(errno));
             }
             Some(errno) => socket.die(errno),
@@ -245,7 +245,7 @@ impl Kernel {
             socket.arrive();
             // What a cut has left has arrived behind it: that is a new edge. An end that was there
             // already is none.
-            socket.edge |= is_cut;
+            socket.input_edge |= is_cut;
             self.trace.line([5, index as u64, count as u64, 0], || {
                 format!("  read: client {index}, {count} bytes")
             });
@@ -302,7 +302,7 @@ impl Kernel {
             }
             Some(errno @ libc::EAGAIN) => {
                 socket.wants_room = true;
-                socket.edge |= socket.room() > 0;
+                socket.room_edge |= socket.room() > 0;
                 return Err(io::Error::from_raw_os_error(errno));
             }
             Some(errno) => socket.die(errno),
@@ -325,7 +325,7 @@ impl Kernel {
         socket.sent.extend(bytes.get(..count).unwrap_or_default());
         if short && count < bytes.len() {
             // There is room again at once, and the edge says so.
-            socket.edge |= socket.room() > 0;
+            socket.room_edge |= socket.room() > 0;
         }
         self.trace.line([6, index as u64, count as u64, 0], || {
             format!("  write: client {index}, {count} bytes")
@@ -356,6 +356,7 @@ impl Kernel {
             return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
         }
         socket.server_finished = true;
+        socket.room_edge |= socket.kqueue;
         self.trace.line([7, index as u64, 0, 0], || {
             format!("  shutdown: client {index}")
         });
@@ -419,7 +420,8 @@ impl Kernel {
             socket.token = Some(token);
             // epoll reports what is ready at registration: at least that it is writable, if it is
             // connected.
-            socket.edge = !matches!(socket.dial, Dial::Until(..));
+            socket.room_edge = !matches!(socket.dial, Dial::Until(..));
+            socket.input_edge = socket.room_edge;
         }
         Ok(())
     }
@@ -462,8 +464,10 @@ impl Kernel {
         if let Some(errno) = self.strike(Call::RegisterListener, None) {
             return Err(io::Error::from_raw_os_error(errno));
         }
+        // kqueue forgives both: EV_ADD replaces, and mio ignores ENOENT.
+        let forgives = self.sockets.kqueue;
         match self.listeners.get_mut(index) {
-            Some(listener) if listener.token.is_some() => {
+            Some(listener) if listener.token.is_some() && !forgives => {
                 Err(io::Error::from_raw_os_error(libc::EEXIST))
             }
             Some(listener) => {
@@ -479,8 +483,9 @@ impl Kernel {
         if let Some(errno) = self.strike(Call::DeregisterListener, None) {
             return Err(io::Error::from_raw_os_error(errno));
         }
+        let forgives = self.sockets.kqueue;
         match self.listeners.get_mut(index) {
-            Some(listener) if listener.token.is_none() => {
+            Some(listener) if listener.token.is_none() && !forgives => {
                 Err(io::Error::from_raw_os_error(libc::ENOENT))
             }
             Some(listener) => {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::faults::{Call, Fault};
 use super::kernel::{note, Kernel};
+use super::socket::Filter;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
 
@@ -124,15 +125,25 @@ impl Kernel {
         }
         let (faults, random, notes) = (&self.faults, &mut self.random, &mut self.notes);
         self.sockets.for_announcing(|index, socket, token| {
-            if events.len() >= BATCH {
-                return ControlFlow::Break(());
+            // epoll has one event for both directions, kqueue one for each, in any order.
+            let filters: &[_] = match socket.kqueue {
+                false => &[None],
+                true if random.chance(500) => &[Some(Filter::Read), Some(Filter::Write)],
+                true => &[Some(Filter::Write), Some(Filter::Read)],
+            };
+            for &filter in filters {
+                if events.len() >= BATCH {
+                    return ControlFlow::Break(());
+                }
+                if random.chance(faults.late_events) {
+                    note(notes, Fault::LateEvent, Some(index));
+                    continue;
+                }
+                match filter {
+                    None => events.push(socket.event(token)),
+                    Some(filter) => events.extend(socket.filter_event(filter, token)),
+                }
             }
-            if random.chance(faults.late_events) {
-                note(notes, Fault::LateEvent, Some(index));
-                return ControlFlow::Continue(());
-            }
-            socket.edge = false;
-            events.push(socket.event(token));
             ControlFlow::Continue(())
         });
     }

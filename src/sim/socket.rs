@@ -19,6 +19,13 @@ pub(super) enum Dial {
     Adopted,
 }
 
+/// One of kqueue's two filters of a socket. Each has events of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filter {
+    Read,
+    Write,
+}
+
 /// Both directions of one connection.
 pub(super) struct SimSocket {
     pub(super) peer: SocketAddr,
@@ -26,8 +33,12 @@ pub(super) struct SimSocket {
     /// The server has a descriptor for it.
     pub(super) held: bool,
     pub(super) token: Option<Token>,
-    /// An edge that no poll has reported yet.
-    pub(super) edge: bool,
+    /// Input, its end or an error, which no poll has reported yet.
+    pub(super) input_edge: bool,
+    /// Likewise for room for output.
+    pub(super) room_edge: bool,
+    /// Readiness is reported by kqueue.
+    pub(super) kqueue: bool,
     /// Sent by the client, and not in the server's kernel yet.
     pub(super) underway: VecDeque<u8>,
     /// In the server's receive buffer.
@@ -68,7 +79,9 @@ impl SimSocket {
             local,
             held: false,
             token: None,
-            edge: false,
+            input_edge: false,
+            room_edge: false,
+            kqueue: false,
             underway: VecDeque::new(),
             received: VecDeque::new(),
             receive_buffer: 64 * 1024,
@@ -90,7 +103,9 @@ impl SimSocket {
         }
     }
 
-    pub(super) fn event(&self, token: Token) -> Event {
+    /// The event by which epoll reports all edges, which are past with that.
+    pub(super) fn event(&mut self, token: Token) -> Event {
+        (self.input_edge, self.room_edge) = (false, false);
         let closed = self.fin || self.error.is_some();
         Event {
             token,
@@ -100,14 +115,45 @@ impl SimSocket {
         }
     }
 
+    /// The event by which kqueue reports one filter's edge, as mio reads it; `None` without an
+    /// edge, or if the filter's condition holds no longer (`kqueue(2)`).
+    ///
+    /// EV_EOF comes with the data in front of it, and with the error if there is one. Nothing else
+    /// tells of a peer that has gone.
+    pub(super) fn filter_event(&mut self, filter: Filter, token: Token) -> Option<Event> {
+        let failed = self.error.is_some();
+        let is_due = match filter {
+            Filter::Read => std::mem::take(&mut self.input_edge) && self.has_input(),
+            Filter::Write => std::mem::take(&mut self.room_edge) && self.wakes_writer(),
+        };
+        is_due.then_some(Event {
+            token,
+            readable: filter == Filter::Read || failed,
+            writable: filter == Filter::Write || failed,
+            closed: failed || (filter == Filter::Read && self.fin),
+        })
+    }
+
+    /// The condition of kqueue's write filter. Our own shutdown is an EV_EOF of it.
+    fn wakes_writer(&self) -> bool {
+        let is_connected = !matches!(self.dial, Dial::Until(..));
+        let has_room = is_connected && self.room() >= self.low_watermark();
+        has_room || self.server_finished || self.error.is_some()
+    }
+
+    /// SO_SNDLOWAT of the BSDs.
+    fn low_watermark(&self) -> usize {
+        (self.send_buffer / 2).clamp(1, 2048)
+    }
+
     /// Whether an edge is due.
     pub(super) fn has_edge(&self) -> bool {
-        self.edge
+        self.input_edge || self.room_edge
     }
 
     /// Whether the next poll reports it.
     pub(super) fn announces(&self) -> bool {
-        self.edge && self.token.is_some()
+        self.has_edge() && self.token.is_some()
     }
 
     /// Whether a read would return something: bytes, the end, or an error.
@@ -131,11 +177,11 @@ impl SimSocket {
         let count = room.min(self.underway.len());
         if count > 0 {
             pour(&mut self.underway, count, &mut self.received);
-            self.edge = true;
+            self.input_edge = true;
         }
         if self.client_finished && self.underway.is_empty() && !self.fin {
             self.fin = true;
-            self.edge = true;
+            self.input_edge = true;
         }
     }
 
@@ -146,7 +192,7 @@ impl SimSocket {
         // Linux raises the edge when a third of the buffer is free again; half is as good.
         if self.wants_room && self.room() >= (self.send_buffer / 2).max(1) {
             self.wants_room = false;
-            self.edge = true;
+            self.room_edge = true;
         }
     }
 
@@ -154,13 +200,15 @@ impl SimSocket {
     pub(super) fn take(&mut self, bytes: usize) {
         let count = bytes.min(self.sent.len());
         pour(&mut self.sent, count, &mut self.inbox);
+        // Each acknowledgement wakes kqueue's filter, also if no write was refused.
+        self.room_edge |= self.kqueue && count > 0 && self.wakes_writer();
     }
 
     pub(super) fn die(&mut self, errno: i32) {
         self.error = Some(errno);
         self.lost += self.sent.len();
         self.sent.clear();
-        self.edge = true;
+        (self.input_edge, self.room_edge) = (true, true);
     }
 }
 

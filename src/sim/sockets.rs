@@ -18,6 +18,8 @@ pub(super) struct Sockets {
     announcing: BTreeSet<usize>,
     /// The connection whose event did not fit into the last batch.
     next: usize,
+    /// Readiness is reported by kqueue.
+    pub(super) kqueue: bool,
 }
 
 impl Sockets {
@@ -41,8 +43,16 @@ impl Sockets {
         self.all.iter()
     }
 
-    pub(super) fn push(&mut self, socket: SimSocket) {
+    pub(super) fn push(&mut self, mut socket: SimSocket) {
+        socket.kqueue = self.kqueue;
         self.all.push(socket);
+    }
+
+    pub(super) fn use_kqueue(&mut self) {
+        self.kqueue = true;
+        for socket in &mut self.all {
+            socket.kqueue = true;
+        }
     }
 
     /// Moves bytes: data in flight arrives as far as there is room, and clients that read get the
@@ -75,7 +85,7 @@ impl Sockets {
             let Some(socket) = self.all.get_mut(index) else {
                 continue;
             };
-            if let (Some(token), true) = (socket.token, socket.edge) {
+            if let (Some(token), true) = (socket.token, socket.has_edge()) {
                 if ask(index, socket, token).is_break() {
                     stopped = Some(index);
                     break;

@@ -105,6 +105,13 @@ impl Plan {
             |faults| faults.full_batches = 0,
             |faults| faults.famines = 0,
         ];
+        let epoll = Self {
+            kqueue: false,
+            ..smallest.clone()
+        };
+        if fails(&epoll) {
+            smallest = epoll;
+        }
         for silence in quiet {
             let mut quieter = smallest.clone();
             silence(&mut quieter.faults);

@@ -16,6 +16,8 @@ pub struct Plan {
     pub setup: Setup,
     pub faults: Faults,
     pub script: Vec<Action>,
+    /// The kernel reports readiness as kqueue does, else as epoll.
+    pub kqueue: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -215,6 +217,8 @@ impl Plan {
             setup,
             faults,
             script,
+            // Drawn last: the other seeds stay what they were.
+            kqueue: random.chance(250),
         }
     }
 }

@@ -68,6 +68,9 @@ struct Entrance {
 impl World {
     pub fn new(plan: &Plan) -> Result<Self, String> {
         let mut sim = Sim::new(plan.seed, plan.setup.config(), App::new());
+        if plan.kqueue {
+            sim.use_kqueue();
+        }
         sim.app_mut().handle = Some(sim.handle());
         // Small frames take the way of large ones too. Where frames are large, half of the worlds
         // have the real size.
