@@ -15,7 +15,7 @@ use super::standing::Standing;
 use super::user_code::drop_handler;
 use crate::catch::catch;
 use crate::config::ProxyProtocol;
-use crate::handler::{Handler, Refuse};
+use crate::handler::{Handler, Interest, Refuse};
 use crate::id::ConnId;
 use crate::proto::Machine;
 use crate::reason::{CloseReason, Closed};
@@ -82,7 +82,11 @@ pub(super) fn admit<A, O: Os>(
         }
     };
     let core = &mut inner.core;
-    if let Err(error) = core.os.register_stream(&mut stream, Token::of_conn(id)) {
+    let token = Token::of_conn(id);
+    let registered = core
+        .os
+        .register_stream(&mut stream, Interest::Readable, token);
+    if let Err(error) = registered {
         core.conns.hide(id);
         core.conns.unclaim();
         uncount(core, at, ip, counted);
@@ -113,8 +117,7 @@ pub(super) fn admit<A, O: Os>(
     let conn = Connection {
         stream: Some(stream),
         writable: true,
-        standing: Standing::of(machine.state()),
-        counted,
+        standing: Standing::of(machine.state(), counted),
         ..Connection::new(
             id,
             Some(listener.id),
@@ -250,7 +253,7 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
         return conn.machine.end(Closed::new(CloseReason::Denied), pool);
     }
     match listener.count_source(source, core.now) {
-        Some(counted) => conn.counted = counted,
+        Some(counted) => conn.standing.set_counted(counted),
         None => {
             return conn
                 .machine

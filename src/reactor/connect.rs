@@ -20,6 +20,7 @@ use crate::addr::Addr;
 use crate::catch::catch;
 use crate::config::Connect;
 use crate::error::{Error, Result};
+use crate::handler::Interest;
 use crate::id::ConnId;
 use crate::logs;
 use crate::proto::{DetachedIo, Machine, Time};
@@ -101,7 +102,7 @@ impl<O: Os> Core<O> {
         let machine = Machine::connecting(&options.framing, conn, self.now);
         // The framing's maker may have blocked.
         let now = self.refresh();
-        let claimed = self.claim_with(returning, |core, id| core.register(id, stream));
+        let claimed = self.claim_with(returning, |core, id| core.register(id, stream, true));
         let (id, stream) = match claimed {
             Some((id, Ok(stream))) => (id, stream),
             Some((_, Err(error))) => {
@@ -171,6 +172,7 @@ impl<O: Os> Core<O> {
         attempt.has_socket = stream.is_some();
         self.outbound.insert(id, attempt);
         Ok(Connection {
+            write_interest: stream.is_some() && !connected,
             stream,
             writable: connected,
             ..Connection::new(id, None, addr, machine, now, self.stats.iterations)
@@ -208,12 +210,23 @@ impl<O: Os> Core<O> {
         let (stream, connected) = self
             .os
             .connect(&attempt.addr, attempt.bind, &attempt.socket)?;
-        Ok((self.register(id, stream)?, connected))
+        Ok((self.register(id, stream, connected)?, connected))
     }
 
-    /// Registers a new socket, which is closed if that fails.
-    fn register(&mut self, id: ConnId, mut stream: O::Stream) -> io::Result<O::Stream> {
-        match self.os.register_stream(&mut stream, Token::of_conn(id)) {
+    /// Registers a new socket, which is closed if that fails. One that is not `connected` yet has
+    /// room once it is.
+    fn register(
+        &mut self,
+        id: ConnId,
+        mut stream: O::Stream,
+        connected: bool,
+    ) -> io::Result<O::Stream> {
+        let interest = match connected {
+            true => Interest::Readable,
+            false => Interest::Both,
+        };
+        let token = Token::of_conn(id);
+        match self.os.register_stream(&mut stream, interest, token) {
             Ok(()) => Ok(stream),
             Err(error) => {
                 self.os.close(stream, End::Close);
@@ -327,6 +340,7 @@ impl<O: Os> Core<O> {
                     conn.machine.set_connect_deadline(until);
                     conn.stream = Some(stream);
                     conn.writable = connected;
+                    conn.write_interest = !connected;
                 }
             }
             Err(error) => self.fail_attempt(id, CloseReason::ConnectFailed, Some(error)),

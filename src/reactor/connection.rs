@@ -3,8 +3,7 @@
 use std::io::{self, IoSlice};
 use std::ops::ControlFlow;
 
-use super::os::StreamOps;
-use super::source_limits::Counted;
+use super::os::{StreamOps, Token};
 use super::standing::Standing;
 use crate::addr::{Addr, PackedAddr};
 use crate::handler::ConnInfo;
@@ -41,6 +40,9 @@ pub(crate) struct Connection<S> {
     pub(crate) readable: bool,
     /// The kernel may accept output.
     pub(crate) writable: bool,
+    /// The socket is registered for writing too: from the first write on that the kernel has not
+    /// taken whole.
+    pub(crate) write_interest: bool,
     pub(crate) hang_up: HangUp,
     /// In a run queue.
     pub(crate) queued: bool,
@@ -50,7 +52,6 @@ pub(crate) struct Connection<S> {
     pub(crate) paused_for_memory: bool,
     /// What admission notes of it.
     pub(crate) standing: Standing,
-    pub(crate) counted: Counted,
     /// Remaining read budget of the iteration `budget_iteration`, in units of a frame's cost: a
     /// connection may have several iterations in one iteration.
     pub(crate) budget: u16,
@@ -79,12 +80,12 @@ impl<S> Connection<S> {
             accepted_at: now,
             readable: false,
             writable: false,
+            write_interest: false,
             hang_up: HangUp::None,
             queued: false,
             retry: false,
             paused_for_memory: false,
             standing: Standing::default(),
-            counted: Counted::No,
             budget: 0,
             budget_iteration: (iteration as u16).wrapping_sub(1),
         }
@@ -196,8 +197,28 @@ impl<S> Connection<S> {
                 },
             }
         }
+        self.await_room(os, now);
+    }
+
+    /// Output is left. If nothing else leads to another write, the poll announces room from now on.
+    #[cold]
+    fn await_room<I>(&mut self, os: &mut I, now: &mut Time)
+    where
+        I: StreamOps<Stream = S>,
+    {
         *now = os.now();
         self.machine.handle_unsent(*now);
+        if self.writable || self.write_interest || self.retry {
+            return;
+        }
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        match os.reregister_stream(stream, Token::of_conn(self.id)) {
+            Ok(()) => self.write_interest = true,
+            // A timer leads to the next write, and to the next try.
+            Err(_) => self.retry = true,
+        }
     }
 
     /// A timer has fired: expires the deadlines that were due at `due`.

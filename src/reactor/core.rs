@@ -478,8 +478,8 @@ impl<O: Os> Core<O> {
             traffic: conn.machine.traffic(),
         };
         let detached = conn.machine.is_detached();
-        let (source, counted, listener) = (record.source.ip(), conn.counted, conn.listener);
-        let traffic = record.traffic;
+        let (source, traffic, listener) = (record.source.ip(), record.traffic, conn.listener);
+        let counted = conn.standing.counted();
         let is_confirmed = conn.machine.is_end_confirmed();
         conn.machine.recycle(&mut self.conns.pool);
         if conn.machine.has_framer() || conn.machine.has_tls() {

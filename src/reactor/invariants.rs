@@ -267,7 +267,8 @@ impl<O: Os> Core<O> {
                 .conns
                 .iter()
                 .filter(|slot| slot.listener == Some(listener.id));
-            let counted = slots.filter_map(|slot| Some((slot.source().ip()?, slot.counted)));
+            let counted =
+                slots.filter_map(|slot| Some((slot.source().ip()?, slot.standing.counted())));
             let fault = listener
                 .sources
                 .miscount(counted, &listener.options.source_limits)?;

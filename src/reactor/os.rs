@@ -182,6 +182,10 @@ pub(crate) trait StreamOps {
         None
     }
 
+    /// Registers a stream for writing too, from now on. The next poll reports what is ready then,
+    /// input included.
+    fn reregister_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
+
     /// Shuts down the write side.
     fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 }
@@ -258,8 +262,14 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
     /// A random number.
     fn random(&mut self) -> u64;
 
-    /// For reading and writing, edge-triggered, once.
-    fn register_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
+    /// Registers a new stream, edge-triggered: for reading, or for both if it may not be writable
+    /// yet.
+    fn register_stream(
+        &mut self,
+        stream: &mut Self::Stream,
+        interest: Interest,
+        token: Token,
+    ) -> io::Result<()>;
 
     /// Watches a descriptor of the application, edge-triggered, until [`Os::unwatch`].
     fn watch(

@@ -1,8 +1,10 @@
 //! What admission notes in each connection.
 
+use super::source_limits::Counted;
 use crate::proto::State;
 
-/// Whether a connection is pending, skipped by the search for one to evict, or excused: one byte.
+/// Whether a connection is pending, skipped by the search for one to evict, or excused, and where
+/// it is counted: one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Standing(u8);
 
@@ -25,10 +27,14 @@ impl Standing {
     const EXCUSED: u8 = 8;
     /// Its socket comes from elsewhere: other code may have written to it.
     const ADOPTED: u8 = 16;
+    /// Counted under its source: apart, or with others.
+    const COUNTED_APART: u8 = 32;
+    const COUNTED_TOGETHER: u8 = 64;
 
-    pub(super) fn of(state: State) -> Self {
+    pub(super) fn of(state: State, counted: Counted) -> Self {
         let mut standing = Self::default();
         standing.set_pending(state != State::Open);
+        standing.set_counted(counted);
         standing
     }
 
@@ -74,6 +80,24 @@ impl Standing {
         let is_first = self.0 & Self::EXCUSED == 0;
         self.0 |= Self::EXCUSED;
         is_first
+    }
+
+    /// Where it is counted under its source.
+    pub(super) fn counted(self) -> Counted {
+        match self.0 & (Self::COUNTED_APART | Self::COUNTED_TOGETHER) {
+            Self::COUNTED_APART => Counted::Apart,
+            Self::COUNTED_TOGETHER => Counted::Together,
+            _ => Counted::No,
+        }
+    }
+
+    pub(super) fn set_counted(&mut self, counted: Counted) {
+        self.0 &= !(Self::COUNTED_APART | Self::COUNTED_TOGETHER);
+        self.0 |= match counted {
+            Counted::No => 0,
+            Counted::Apart => Self::COUNTED_APART,
+            Counted::Together => Self::COUNTED_TOGETHER,
+        };
     }
 
     fn skipped_by(queue: Queue) -> u8 {

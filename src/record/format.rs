@@ -90,6 +90,7 @@ pub(crate) enum Call {
     Send,
     /// and what cannot be written down.
     Job,
+    ReregisterStream,
 }
 
 impl Call {
@@ -134,6 +135,7 @@ impl Call {
         Self::Kill,
         Self::Send,
         Self::Job,
+        Self::ReregisterStream,
     ];
 }
 

@@ -210,6 +210,13 @@ impl<O: StreamOps> StreamOps for RecordingOs<O> {
         taken
     }
 
+    fn reregister_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()> {
+        let result = self.os.reregister_stream(&mut stream.inner, token);
+        let (recorder, number) = (&self.recorder, stream.number());
+        note_token(recorder, Call::ReregisterStream, number, &result, token);
+        result
+    }
+
     fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()> {
         let result = self.os.shutdown(&mut stream.inner);
         note(
@@ -442,15 +449,15 @@ impl<O: Os> Os for RecordingOs<O> {
         random
     }
 
-    fn register_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()> {
-        let result = self.os.register_stream(&mut stream.inner, token);
-        note_token(
-            &self.recorder,
-            Call::RegisterStream,
-            stream.number(),
-            &result,
-            token,
-        );
+    fn register_stream(
+        &mut self,
+        stream: &mut Self::Stream,
+        interest: Interest,
+        token: Token,
+    ) -> io::Result<()> {
+        let result = self.os.register_stream(&mut stream.inner, interest, token);
+        let (recorder, number) = (&self.recorder, stream.number());
+        note_token(recorder, Call::RegisterStream, number, &result, token);
         result
     }
 

@@ -15,6 +15,8 @@ pub enum Call {
     Accept,
     /// Registering a connected socket, or a descriptor to watch.
     Register,
+    /// Registering a connected socket for writing too.
+    Reregister,
     /// Registering a listener.
     RegisterListener,
     /// Deregistering a listener.
@@ -35,6 +37,7 @@ impl Call {
         Self::Poll,
         Self::Accept,
         Self::Register,
+        Self::Reregister,
         Self::RegisterListener,
         Self::DeregisterListener,
         Self::Read,
@@ -67,7 +70,7 @@ impl Call {
                 // Shut down elsewhere, by another owner of the socket.
                 EINVAL,
             ],
-            Self::Register | Self::RegisterListener => &[ENOMEM, ENOSPC],
+            Self::Register | Self::Reregister | Self::RegisterListener => &[ENOMEM, ENOSPC],
             Self::DeregisterListener => &[ENOMEM],
             Self::Read => &[
                 EINTR,

@@ -18,6 +18,7 @@ use super::socket::Dial;
 use super::sockets::Sockets;
 use crate::addr::Addr;
 use crate::config::SocketOptions;
+use crate::handler::Interest;
 use crate::proto::Time;
 use crate::reactor::os::{Token, LARGE_FRAME};
 
@@ -302,7 +303,7 @@ impl Kernel {
             }
             Some(errno @ libc::EAGAIN) => {
                 socket.wants_room = true;
-                socket.room_edge |= socket.room() > 0;
+                socket.room_edge |= socket.is_writable();
                 return Err(io::Error::from_raw_os_error(errno));
             }
             Some(errno) => socket.die(errno),
@@ -325,7 +326,7 @@ impl Kernel {
         socket.sent.extend(bytes.get(..count).unwrap_or_default());
         if short && count < bytes.len() {
             // There is room again at once, and the edge says so.
-            socket.room_edge |= socket.room() > 0;
+            socket.room_edge |= socket.is_writable();
         }
         self.trace.line([6, index as u64, count as u64, 0], || {
             format!("  write: client {index}, {count} bytes")
@@ -412,17 +413,37 @@ impl Kernel {
         Ok(stream)
     }
 
-    pub(super) fn register(&mut self, index: usize, token: Token) -> io::Result<()> {
+    pub(super) fn register(
+        &mut self,
+        index: usize,
+        interest: Interest,
+        token: Token,
+    ) -> io::Result<()> {
         if let Some(errno) = self.strike(Call::Register, Some(index)) {
             return Err(io::Error::from_raw_os_error(errno));
         }
-        if let Some(socket) = self.sockets.get_mut(index) {
-            socket.token = Some(token);
-            // epoll reports what is ready at registration: at least that it is writable, if it is
-            // connected.
-            socket.room_edge = !matches!(socket.dial, Dial::Until(..));
-            socket.input_edge = socket.room_edge;
+        let Some(socket) = self.sockets.get_mut(index) else {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        };
+        if socket.token.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }
+        (socket.input_edge, socket.room_edge) = (false, false);
+        socket.register(token, interest != Interest::Readable);
+        Ok(())
+    }
+
+    pub(super) fn reregister(&mut self, index: usize, token: Token) -> io::Result<()> {
+        if let Some(errno) = self.strike(Call::Reregister, Some(index)) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        match self.sockets.get_mut(index) {
+            Some(socket) if socket.token == Some(token) => socket.register(token, true),
+            _ => return Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        }
+        self.trace.line([12, index as u64, 0, 0], || {
+            format!("  reregister: client {index}")
+        });
         Ok(())
     }
 

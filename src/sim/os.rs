@@ -110,6 +110,10 @@ impl StreamOps for SimOs {
         self.0.borrow().has_taken(stream.index)
     }
 
+    fn reregister_stream(&mut self, stream: &mut StreamFd, token: Token) -> io::Result<()> {
+        self.0.borrow_mut().reregister(stream.index, token)
+    }
+
     fn shutdown(&mut self, stream: &mut StreamFd) -> io::Result<()> {
         self.0.borrow_mut().shutdown(stream.index)
     }
@@ -235,8 +239,13 @@ impl Os for SimOs {
         self.0.borrow_mut().random.bits()
     }
 
-    fn register_stream(&mut self, stream: &mut StreamFd, token: Token) -> io::Result<()> {
-        self.0.borrow_mut().register(stream.index, token)
+    fn register_stream(
+        &mut self,
+        stream: &mut StreamFd,
+        interest: Interest,
+        token: Token,
+    ) -> io::Result<()> {
+        self.0.borrow_mut().register(stream.index, interest, token)
     }
 
     fn peek(&mut self, stream: &mut StreamFd) -> io::Result<usize> {

@@ -33,6 +33,8 @@ pub(super) struct SimSocket {
     /// The server has a descriptor for it.
     pub(super) held: bool,
     pub(super) token: Option<Token>,
+    /// Room for output is reported.
+    pub(super) write_interest: bool,
     /// Input, its end or an error, which no poll has reported yet.
     pub(super) input_edge: bool,
     /// Likewise for room for output.
@@ -79,6 +81,7 @@ impl SimSocket {
             local,
             held: false,
             token: None,
+            write_interest: false,
             input_edge: false,
             room_edge: false,
             kqueue: false,
@@ -103,6 +106,23 @@ impl SimSocket {
         }
     }
 
+    /// Registers or reregisters it. epoll reports what is ready then, but nothing of an attempt to
+    /// connect.
+    pub(super) fn register(&mut self, token: Token, write_interest: bool) {
+        self.token = Some(token);
+        self.write_interest = write_interest;
+        if !matches!(self.dial, Dial::Until(..)) {
+            self.input_edge |= self.has_input();
+            self.room_edge |= self.is_writable();
+            self.wants_room |= write_interest && self.room() == 0;
+        }
+    }
+
+    /// A poll reports room for output.
+    pub(super) fn is_writable(&self) -> bool {
+        self.write_interest && self.room() > 0
+    }
+
     /// The event by which epoll reports all edges, which are past with that.
     pub(super) fn event(&mut self, token: Token) -> Event {
         (self.input_edge, self.room_edge) = (false, false);
@@ -110,7 +130,7 @@ impl SimSocket {
         Event {
             token,
             readable: !self.received.is_empty() || closed,
-            writable: self.room() > 0 || self.error.is_some(),
+            writable: self.is_writable() || self.error.is_some(),
             closed,
         }
     }
@@ -138,7 +158,7 @@ impl SimSocket {
     fn wakes_writer(&self) -> bool {
         let is_connected = !matches!(self.dial, Dial::Until(..));
         let has_room = is_connected && self.room() >= self.low_watermark();
-        has_room || self.server_finished || self.error.is_some()
+        self.write_interest && (has_room || self.server_finished || self.error.is_some())
     }
 
     /// SO_SNDLOWAT of the BSDs.
@@ -192,7 +212,7 @@ impl SimSocket {
         // Linux raises the edge when a third of the buffer is free again; half is as good.
         if self.wants_room && self.room() >= (self.send_buffer / 2).max(1) {
             self.wants_room = false;
-            self.room_edge = true;
+            self.room_edge |= self.write_interest;
         }
     }
 

@@ -26,3 +26,4 @@ mod payloads;
 mod shared_descriptors;
 mod slow_readers;
 mod swap;
+mod write_interest;

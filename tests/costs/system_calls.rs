@@ -121,3 +121,46 @@ fn a_connection_is_accepted_once_and_registered_once() {
         (CLIENTS, 0, 0)
     );
 }
+
+#[test]
+fn room_for_output_is_no_event_while_there_is_always_some() {
+    let (mut sim, addr) = serve();
+    let before = sim.events();
+    let clients = come(&mut sim, addr);
+    assert_eq!(sim.events() - before, 1, "the listener's");
+    let before = sim.events();
+    let made = calls(&mut sim, |sim| {
+        rounds(sim, &clients, 1);
+        for &client in &clients {
+            sim.finish(client);
+        }
+        sim.settle();
+    });
+    assert_eq!(sim.events() - before, CLIENTS * ROUNDS + CLIENTS);
+    assert_eq!((made(Call::Register), made(Call::Reregister)), (0, 0));
+}
+
+/// However often it is full: the registration is changed once, and never back.
+#[test]
+fn a_connection_that_was_full_is_registered_for_writing_too() {
+    const TIMES: usize = 10;
+    let (mut sim, addr) = serve();
+    let clients = come(&mut sim, addr);
+    let narrow = clients[0];
+    sim.set_send_buffer(narrow, 100);
+    let wire = packet2(&[b'x'; 64]).repeat(10);
+    let made = calls(&mut sim, |sim| {
+        for _ in 0..TIMES {
+            sim.set_reading(narrow, false);
+            sim.send(narrow, &wire);
+            sim.settle();
+            sim.set_reading(narrow, true);
+            sim.settle();
+            assert_eq!(sim.received(narrow), wire);
+        }
+    });
+    assert_eq!((made(Call::Register), made(Call::Reregister)), (0, 1));
+    // The others are as they were.
+    let made = calls(&mut sim, |sim| rounds(sim, &clients[1..], 1));
+    assert_eq!(made(Call::Reregister), 0);
+}

@@ -53,6 +53,17 @@ fn served(seed: u64) -> (Sim<App>, ClientId) {
     (sim, client)
 }
 
+/// As [`served`], and registered for writing, because its socket was full once.
+fn served_full(seed: u64) -> (Sim<App>, ClientId) {
+    let (mut sim, client) = served(seed);
+    sim.set_send_buffer(client, 3);
+    sim.send(client, b"second\n");
+    sim.settle();
+    assert_eq!(sim.received(client), b"second\n");
+    sim.set_send_buffer(client, 64 * 1024);
+    (sim, client)
+}
+
 /// EV_EOF comes with the data in front of it, and no event comes after that.
 #[test]
 fn data_and_the_end_in_one_event() {
@@ -132,16 +143,16 @@ fn filters_in_different_polls() {
 #[test]
 fn acknowledgements_are_events() {
     for seed in SEEDS {
-        let (mut sim, client) = served(seed);
+        let (mut sim, client) = served_full(seed);
         sim.set_reading(client, false);
-        sim.send(client, b"second\n");
+        sim.send(client, b"third\n");
         sim.settle();
         let events = sim.events();
         sim.read(client, 3);
         sim.read(client, 100);
         sim.settle();
         assert!(sim.events() > events, "the filter was woken");
-        assert_eq!(sim.received(client), b"second\n");
+        assert_eq!(sim.received(client), b"third\n");
         assert_eq!(sim.app().closed, []);
     }
 }
@@ -168,7 +179,7 @@ fn output_waits_for_the_write_filter() {
 #[test]
 fn our_own_shutdown_is_not_the_peers_end() {
     for seed in SEEDS {
-        let (mut sim, client) = served(seed);
+        let (mut sim, client) = served_full(seed);
         sim.control().drain(Duration::from_secs(60));
         sim.settle();
         assert_eq!(sim.state(client), ClientState::Finished);

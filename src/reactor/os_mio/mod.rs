@@ -121,6 +121,23 @@ impl Wake for MioWaker {
     }
 }
 
+fn mio_interest(interest: Watched) -> Interest {
+    match interest {
+        Watched::Readable => Interest::READABLE,
+        Watched::Writable => Interest::WRITABLE,
+        Watched::Both => Interest::READABLE | Interest::WRITABLE,
+    }
+}
+
+/// The interest in a connection's stream.
+fn stream_interest(interest: Watched) -> Interest {
+    let interest = mio_interest(interest);
+    // Reports urgent bytes where the system can; edge-triggered, so it cannot spin.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let interest = interest | Interest::PRIORITY;
+    interest
+}
+
 fn listen_tcp(addr: SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
     let socket =
         socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
@@ -281,6 +298,16 @@ impl StreamOps for MioOs {
             }
             Stream::Unix(_) => None,
         }
+    }
+
+    fn reregister_stream(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {
+        // A forked child would change its parent's registration.
+        if self.is_forked() {
+            return Ok(());
+        }
+        let interest = stream_interest(Watched::Both);
+        let (registry, token) = (self.poll.registry(), mio::Token(token.0));
+        stream.source().reregister(registry, token, interest)
     }
 
     fn shutdown(&mut self, stream: &mut Stream) -> io::Result<()> {
@@ -462,12 +489,13 @@ impl Os for MioOs {
         RandomState::new().hash_one((std::process::id(), self.now()))
     }
 
-    fn register_stream(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        // Reports urgent bytes where the system can; edge-triggered, so it cannot spin.
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        let interest = interest | Interest::PRIORITY;
-        self.register(stream.source(), token, interest)
+    fn register_stream(
+        &mut self,
+        stream: &mut Stream,
+        interest: Watched,
+        token: Token,
+    ) -> io::Result<()> {
+        self.register(stream.source(), token, stream_interest(interest))
     }
 
     fn watch(
@@ -476,12 +504,8 @@ impl Os for MioOs {
         interest: Watched,
         token: Token,
     ) -> io::Result<()> {
-        let interest = match interest {
-            Watched::Readable => Interest::READABLE,
-            Watched::Writable => Interest::WRITABLE,
-            Watched::Both => Interest::READABLE | Interest::WRITABLE,
-        };
-        self.register(&mut SourceFd(&descriptor.as_raw_fd()), token, interest)
+        let mut source = SourceFd(&descriptor.as_raw_fd());
+        self.register(&mut source, token, mio_interest(interest))
     }
 
     fn unwatch(&mut self, descriptor: RawFd) {

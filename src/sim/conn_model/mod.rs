@@ -94,7 +94,7 @@ struct Script {
 pub struct Snapshot {
     machine: Fingerprint,
     socket: Option<Socket>,
-    /// Readable, writable, hang-up, retry.
+    /// Readable, writable, hang-up, retry. The socket tells whether it is registered for writing.
     readiness: (bool, bool, HangUp, bool),
     script: Script,
     oracle: Oracle,
@@ -326,6 +326,7 @@ impl ConnModel {
             stream: conn.stream.clone(),
             readable: conn.readable,
             writable: conn.writable,
+            write_interest: conn.write_interest,
             hang_up: conn.hang_up,
             retry: conn.retry,
             ..Connection::new(ID, None, Addr::unspecified(), machine, Time::ZERO, 0)

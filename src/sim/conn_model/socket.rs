@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::proto::Time;
-use crate::reactor::os::StreamOps;
+use crate::reactor::os::{StreamOps, Token};
 
 /// One end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +18,10 @@ pub(crate) struct Socket {
     pub(super) fin_sent: bool,
     /// The next read or write finds no memory.
     no_memory: bool,
+    /// The next registration finds none.
+    no_memory_to_register: bool,
+    /// Room is announced.
+    write_interest: bool,
 }
 
 impl Socket {
@@ -30,6 +34,8 @@ impl Socket {
             room: u16::MAX,
             fin_sent: false,
             no_memory: false,
+            no_memory_to_register: false,
+            write_interest: false,
         }
     }
 
@@ -60,6 +66,7 @@ impl Socket {
 
     pub(super) fn run_out_of_memory(&mut self) {
         self.no_memory = true;
+        self.no_memory_to_register = !self.write_interest;
     }
 
     /// Sets how many bytes the kernel accepts. True if that is announced.
@@ -68,7 +75,7 @@ impl Socket {
             return false;
         }
         self.room = bytes;
-        bytes > 0
+        bytes > 0 && self.write_interest
     }
 
     pub(super) fn write_error(&self) -> Option<i32> {
@@ -87,6 +94,8 @@ pub(crate) struct ModelOs {
     pub(super) accepted: Vec<u8>,
     /// A write has failed for good.
     pub(super) write_failed: bool,
+    /// A registration has found room: the next poll reports it.
+    pub(super) rearmed: bool,
     /// A call that no turn may make.
     pub(super) fault: Option<&'static str>,
 }
@@ -97,6 +106,7 @@ impl ModelOs {
             now,
             accepted: Vec::new(),
             write_failed: false,
+            rearmed: false,
             fault: None,
         }
     }
@@ -168,6 +178,18 @@ impl StreamOps for ModelOs {
     /// The peer gets at once what the kernel accepts.
     fn unsent(&mut self, _: &mut Socket) -> Option<usize> {
         Some(0)
+    }
+
+    fn reregister_stream(&mut self, socket: &mut Socket, _: Token) -> io::Result<()> {
+        if socket.write_interest {
+            self.fault.get_or_insert("a second registration for room");
+        }
+        if std::mem::take(&mut socket.no_memory_to_register) {
+            return Err(errno(libc::ENOMEM));
+        }
+        socket.write_interest = true;
+        self.rearmed = socket.room > 0;
+        Ok(())
     }
 
     fn shutdown(&mut self, socket: &mut Socket) -> io::Result<()> {

@@ -43,6 +43,9 @@ impl ConnModel {
         };
         drive(self, &mut scratch, budget);
         self.plain = scratch.plain;
+        if std::mem::take(&mut self.kernel.rearmed) {
+            (self.conn.writable, self.again) = (true, true);
+        }
         self.observe();
         self.take_fault()
     }

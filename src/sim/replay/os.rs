@@ -134,6 +134,10 @@ impl StreamOps for ReplayOs {
         }
     }
 
+    fn reregister_stream(&mut self, stream: &mut ReplayStream, token: Token) -> io::Result<()> {
+        self.register(Call::ReregisterStream, stream.number, token)
+    }
+
     fn shutdown(&mut self, stream: &mut ReplayStream) -> io::Result<()> {
         self.call(Call::Shutdown, stream.number).map(drop)
     }
@@ -237,7 +241,12 @@ impl Os for ReplayOs {
         self.call(Call::Random, 0).map_or(0, |answer| answer.long)
     }
 
-    fn register_stream(&mut self, stream: &mut ReplayStream, token: Token) -> io::Result<()> {
+    fn register_stream(
+        &mut self,
+        stream: &mut ReplayStream,
+        _: Interest,
+        token: Token,
+    ) -> io::Result<()> {
         self.register(Call::RegisterStream, stream.number, token)
     }
 

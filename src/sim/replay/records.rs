@@ -222,6 +222,7 @@ impl Call {
                 | Self::HasTaken
                 | Self::Connected
                 | Self::RegisterStream
+                | Self::ReregisterStream
                 | Self::Peek
                 | Self::Release
                 | Self::Close
@@ -259,6 +260,7 @@ impl Call {
             Self::Connected => "query of a connect",
             Self::Random => "a random number",
             Self::RegisterStream => "registration",
+            Self::ReregisterStream => "registration for writing too",
             Self::Watch => "watch of a descriptor",
             Self::Unwatch => "end of a watch",
             Self::Peek => "peek",

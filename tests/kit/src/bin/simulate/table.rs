@@ -21,7 +21,7 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
     let of_a_connection = matches!(
         fault,
         Fault::Error(
-            Call::Register | Call::Read | Call::Write | Call::Shutdown,
+            Call::Register | Call::Reregister | Call::Read | Call::Write | Call::Shutdown,
             _
         ) | Fault::ShortRead
             | Fault::ShortWrite
@@ -32,6 +32,9 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
         (Fault::Error(Call::Register, _), Stage::NoConnection) => None,
         (Fault::Error(Call::Register, _), stage) if stage != Stage::New => {
             Some("a socket is registered once, in the turn that accepts it or begins to connect")
+        }
+        (Fault::Error(Call::Reregister, _), Stage::Connecting) => {
+            Some("until it is connected it is registered for both")
         }
         (_, Stage::NoConnection) if of_a_connection => Some("it happens to a connection"),
         (
@@ -46,9 +49,14 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
 }
 
 /// Cells that only a large campaign reaches. A remote server sends an iteration after the connect,
-/// unless a full batch has held back the event that reports the connect.
+/// unless a full batch has held back the event that reports the connect. The first write that finds
+/// no room is seldom one of the last.
 fn is_rare(fault: Fault, stage: Stage) -> bool {
-    (fault, stage) == (Fault::ShortRead, Stage::Connecting)
+    match stage {
+        Stage::Connecting => fault == Fault::ShortRead,
+        Stage::Closing => matches!(fault, Fault::Error(Call::Reregister, _)),
+        _ => false,
+    }
 }
 
 fn is_reachable(reason: CloseReason, tls: bool) -> bool {
