@@ -41,7 +41,7 @@ pub(crate) struct Connection<S> {
     /// The kernel may accept output.
     pub(crate) writable: bool,
     /// The socket is registered for writing too: from the first write on that the kernel has not
-    /// taken whole.
+    /// taken whole, or from birth if it was not connected yet.
     pub(crate) write_interest: bool,
     pub(crate) hang_up: HangUp,
     /// In a run queue.
@@ -102,6 +102,13 @@ impl<S> Connection<S> {
         (self.readable || asks || self.machine.has_stash())
             && !self.is_paused_for_memory()
             && self.machine.wants_read()
+    }
+
+    /// Output is left, and neither an event nor a timer leads to the next write.
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_stuck(&self) -> bool {
+        let is_awaited = self.writable || self.write_interest || self.retry;
+        self.stream.is_some() && self.machine.sendable() > 0 && !is_awaited
     }
 
     /// A hang-up was announced to a connection that its handler has paused: one read is allowed to

@@ -232,6 +232,10 @@ impl<O: Os> Core<O> {
                     let unseen = !slot.queued && self.conns.timers().of(slot.id.index()) > deadline;
                     unseen.then(|| format!("no timer for its deadline at {deadline:?}"))
                 });
+            let fault = fault.or_else(|| {
+                let is_stuck = !slot.queued && slot.is_stuck();
+                is_stuck.then(|| "nothing leads to its next write".to_owned())
+            });
             if let Some(fault) = fault {
                 return Some(format!("{}: {fault}", slot.info(self.now)));
             }

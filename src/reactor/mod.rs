@@ -313,7 +313,7 @@ impl<A, O: Os> Reactor<A, O> {
                         continue;
                     };
                     if !event.readable && !event.closed && conn.writable {
-                        // Room for output, as was known: an edge that comes with registration.
+                        // Room for output, as was known: kqueue reports it after each acknowledgement.
                         continue;
                     }
                     conn.readable |= event.readable;

@@ -155,14 +155,14 @@ impl Kernel {
             let registered = self.sockets.get(socket);
             let known = registered.and_then(|socket| socket.token);
             // Never of room that no registration asks for.
-            let is_deaf = known.is_some() && registered.is_some_and(|one| !one.write_interest);
+            let ignores_room = known.is_some() && registered.is_some_and(|one| !one.write_interest);
             note(&mut self.notes, Fault::SpuriousEvent, known.map(|_| socket));
             let token = known.unwrap_or_else(|| Token(self.random.below(1 << 26)));
             let bits = self.random.bits();
             events.push(Event {
                 token,
                 readable: bits & 1 != 0,
-                writable: bits & 2 != 0 && !is_deaf,
+                writable: bits & 2 != 0 && !ignores_room,
                 closed: bits & 4 != 0,
             });
         }

@@ -30,7 +30,7 @@ fn ping(sim: &mut Sim, client: ClientId) {
     assert_eq!(sim.received(client), wire);
 }
 
-/// Each refusal costs a timer's wait, and nobody anything else.
+/// Each refusal costs a timer's wait. No other connection notices.
 #[test]
 fn a_registration_for_writing_that_is_refused_is_tried_again() {
     for errno in REFUSALS {

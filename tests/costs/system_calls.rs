@@ -1,5 +1,5 @@
-//! What the server asks of the kernel: one read and one write for each readiness, one registration for a connection's life,
-//! one poll for as many events as there are. Counted by the simulated kernel: exact, and the same on every machine.
+//! What the server asks of the kernel: one read and one write for each readiness, one registration for a connection's
+//! life and another once it was full, one poll for as many events as there are. Counted by the simulated kernel: exact, and the same on every machine.
 
 use std::net::SocketAddr;
 

@@ -174,7 +174,7 @@ impl Listener {
     }
 }
 
-/// Keeps SIGPIPE away from a socket whose writes cannot: SO_NOSIGPIPE, where the system has it.
+/// Sets SO_NOSIGPIPE where the system has it: writes there have no MSG_NOSIGNAL.
 ///
 /// On a Unix socket it may fail: with EINVAL once the peer has closed its end, whose input is still
 /// to be read. That is no reason to lose the connection. Rust programs ignore SIGPIPE all the same.

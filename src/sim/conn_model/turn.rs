@@ -296,6 +296,9 @@ impl ConnModel {
         if let Some(fault) = machine.broken_invariant(READ_SIZE, self.conn.retry) {
             return Err(Violation(fault));
         }
+        if self.conn.is_stuck() && !self.again {
+            return Err(violation("nothing leads to the next write"));
+        }
         let Some(socket) = &self.conn.stream else {
             return Ok(());
         };

@@ -217,7 +217,7 @@ impl Plan {
             setup,
             faults,
             script,
-            // Drawn last: the other seeds stay what they were.
+            // Drawn last, so it changes nothing else of a seed's plan.
             kqueue: random.chance(250),
         }
     }
