@@ -221,11 +221,10 @@ impl<S> Connection<S> {
         let Some(stream) = &mut self.stream else {
             return;
         };
-        match os.reregister_stream(stream, Token::of_conn(self.id)) {
-            Ok(()) => self.write_interest = true,
-            // A timer leads to the next write, and to the next try.
-            Err(_) => self.retry = true,
-        }
+        let registered = os.reregister_stream(stream, Token::of_conn(self.id));
+        self.write_interest = registered.is_ok();
+        // A timer leads to the next write, and to the next try.
+        self.retry = registered.is_err();
     }
 
     /// A timer has fired: expires the deadlines that were due at `due`.
