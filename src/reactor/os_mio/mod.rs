@@ -504,7 +504,8 @@ impl Os for MioOs {
         interest: Watched,
         token: Token,
     ) -> io::Result<()> {
-        let mut source = SourceFd(&descriptor.as_raw_fd());
+        let fd = descriptor.as_raw_fd();
+        let mut source = SourceFd(&fd);
         self.register(&mut source, token, mio_interest(interest))
     }
 
