@@ -115,7 +115,7 @@ pub struct Budgets {
     /// Number of commands from [`Handle`](crate::Handle)s. Defaults to 1024.
     pub commands: usize,
     /// Work of the whole iteration, whatever the number of connections. Each byte read or written
-    /// counts 1, each frame in or out 256 more. A connection's turn, a close and an accepted client
+    /// counts 1, each frame in or out 64 more. A connection's turn, a close and an accepted client
     /// count 24 KiB each. An attempt to connect counts 64 KiB, a step of a TLS handshake 512 KiB, a
     /// command or timer 1 KiB. Defaults to 8 MiB, which takes 2 to 4 ms.
     ///

@@ -4,13 +4,12 @@ use std::io;
 use std::time::Duration;
 
 use super::admit::admit;
-use super::connection::is_short_of_memory;
 use super::core::Core;
 use super::drive::Scratch;
 use super::incoming::Incoming;
 use super::inner::Inner;
 use super::listener::AcceptError;
-use super::os::{End, Os};
+use super::os::{is_short_of_memory, End, Os};
 use super::refuse::{report_failed, turn_away};
 use super::work;
 use crate::config::ProxyProtocol;

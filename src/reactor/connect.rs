@@ -102,7 +102,9 @@ impl<O: Os> Core<O> {
         let machine = Machine::connecting(&options.framing, conn, self.now);
         // The framing's maker may have blocked.
         let now = self.refresh();
-        let claimed = self.claim_with(returning, |core, id| core.register(id, stream, true));
+        let claimed = self.claim_with(returning, |core, id| {
+            core.register(id, stream, Interest::Readable)
+        });
         let (id, stream) = match claimed {
             Some((id, Ok(stream))) => (id, stream),
             Some((_, Err(error))) => {
@@ -171,12 +173,11 @@ impl<O: Os> Core<O> {
         };
         attempt.has_socket = stream.is_some();
         self.outbound.insert(id, attempt);
-        Ok(Connection {
-            write_interest: stream.is_some() && !connected,
-            stream,
-            writable: connected,
-            ..Connection::new(id, None, addr, machine, now, self.stats.iterations)
-        })
+        let mut conn = Connection::new(id, None, addr, machine, now, self.stats.iterations);
+        if let Some(stream) = stream {
+            conn.set_socket(stream, connected);
+        }
+        Ok(conn)
     }
 
     /// Claims a slot, and then calls `open` for its socket. `None` if no slot is free.
@@ -210,21 +211,20 @@ impl<O: Os> Core<O> {
         let (stream, connected) = self
             .os
             .connect(&attempt.addr, attempt.bind, &attempt.socket)?;
-        Ok((self.register(id, stream, connected)?, connected))
-    }
-
-    /// Registers a new socket, which is closed if that fails. One that is not `connected` yet has
-    /// room once it is.
-    fn register(
-        &mut self,
-        id: ConnId,
-        mut stream: O::Stream,
-        connected: bool,
-    ) -> io::Result<O::Stream> {
         let interest = match connected {
             true => Interest::Readable,
             false => Interest::Both,
         };
+        Ok((self.register(id, stream, interest)?, connected))
+    }
+
+    /// Registers a new socket, which is closed if that fails.
+    fn register(
+        &mut self,
+        id: ConnId,
+        mut stream: O::Stream,
+        interest: Interest,
+    ) -> io::Result<O::Stream> {
         let token = Token::of_conn(id);
         match self.os.register_stream(&mut stream, interest, token) {
             Ok(()) => Ok(stream),
@@ -338,9 +338,7 @@ impl<O: Os> Core<O> {
             Ok((stream, connected)) => {
                 if let Some(conn) = self.conns.get_mut(id) {
                     conn.machine.set_connect_deadline(until);
-                    conn.stream = Some(stream);
-                    conn.writable = connected;
-                    conn.write_interest = !connected;
+                    conn.set_socket(stream, connected);
                 }
             }
             Err(error) => self.fail_attempt(id, CloseReason::ConnectFailed, Some(error)),

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::ops::ControlFlow;
 
-use super::os::{StreamOps, Token};
+use super::os::{is_short_of_memory, StreamOps, Token};
 use super::standing::Standing;
 use crate::addr::{Addr, PackedAddr};
 use crate::handler::ConnInfo;
@@ -89,6 +89,13 @@ impl<S> Connection<S> {
             budget: 0,
             budget_iteration: (iteration as u16).wrapping_sub(1),
         }
+    }
+
+    /// Gives it a new socket, which may be connected already. One that is not is registered for
+    /// room too: that tells when it is.
+    pub(super) fn set_socket(&mut self, stream: S, connected: bool) {
+        self.stream = Some(stream);
+        (self.writable, self.write_interest) = (connected, !connected);
     }
 
     /// A read is wanted and may return something. A connection that waits for a fresh "would
@@ -215,13 +222,11 @@ impl<S> Connection<S> {
     {
         *now = os.now();
         self.machine.handle_unsent(*now);
-        if self.writable || self.write_interest || self.retry {
-            return;
-        }
-        let Some(stream) = &mut self.stream else {
-            return;
+        let is_awaited = self.writable || self.write_interest || self.retry;
+        let registered = match &mut self.stream {
+            Some(stream) if !is_awaited => os.reregister_stream(stream, Token::of_conn(self.id)),
+            _ => return,
         };
-        let registered = os.reregister_stream(stream, Token::of_conn(self.id));
         self.write_interest = registered.is_ok();
         // A timer leads to the next write, and to the next try.
         self.retry = registered.is_err();
@@ -596,9 +601,4 @@ fn write_pieces<I: StreamOps>(
     let pieces = pieces.get(..count).unwrap_or_default();
     let length = pieces.iter().map(|piece| piece.len()).sum();
     (length, os.write_pieces(stream, pieces))
-}
-
-/// The kernel has no memory for this call at the moment.
-pub(super) fn is_short_of_memory(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
 }

@@ -5,15 +5,16 @@
 
 use std::io;
 
-use super::connection::{is_short_of_memory, Connection, HangUp};
-use super::os::StreamOps;
+use super::connection::{Connection, HangUp};
+use super::os::{is_short_of_memory, StreamOps};
 use crate::catch::{catch, Panic};
 use crate::proto::{Event, InputCursor, Pool, State, Time};
 use crate::reason::{CloseReason, Closed};
 
 /// The size of one read. A connection's input is at most its maximum frame and one read.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
-/// What a frame costs of the read budget beside its bytes.
+/// What a frame costs of the read budget beside its bytes: four full reads are as much as 1,024
+/// small frames.
 pub(crate) const FRAME_COST: usize = 256;
 
 /// The buffers that all connections of a server read into.

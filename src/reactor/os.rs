@@ -319,6 +319,11 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
     fn note_command(&mut self, _command: Noted<'_>) {}
 }
 
+/// The kernel has no memory for this call at the moment.
+pub(super) fn is_short_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

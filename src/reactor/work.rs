@@ -8,7 +8,7 @@
 use crate::proto::Traffic;
 
 /// One frame, in or out, beside its bytes.
-const FRAME: u64 = super::drive::FRAME_COST as u64;
+const FRAME: u64 = 64;
 /// A small step: a command, a timer that has fired, an accept that finds no client.
 pub(super) const STEP: u64 = 1024;
 /// A connection's turn: its system calls.
@@ -79,8 +79,8 @@ mod tests {
         let (mut work, mut traffic) = (Work::default(), Traffic::default());
         work.begin(16_000, &traffic);
         traffic.bytes_in += 7_000;
-        traffic.frames_out += 10;
-        work.charge(6_439);
+        traffic.frames_out += 100;
+        work.charge(2_599);
         assert!(work.is_left(&traffic));
         work.charge(1);
         assert!(!work.is_left(&traffic));

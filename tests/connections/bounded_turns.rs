@@ -106,7 +106,7 @@ impl Handler<Counts> for Noted {
 const PEERS: usize = 1_000;
 const EMPTY: [u8; 2] = [0; 2];
 /// In one turn of a connection.
-const FRAMES: usize = 16;
+const FRAMES: usize = 64;
 /// The work of a whole iteration, with what is kept for each kind of work.
 const WORK: usize = 1 << 20;
 const MOST: usize = WORK + 6 * WORK / 16;
@@ -150,8 +150,8 @@ fn frames_of_all_peers_together() {
         steps += 1;
         let served = sim.app().turns.get(before..).expect("no fewer").to_vec();
         // A frame and its answer; the last turn begins within the budget.
-        let work = served.len() * 2 * (EMPTY.len() + 256);
-        let turn = FRAMES * 2 * (EMPTY.len() + 256);
+        let work = served.len() * 2 * (EMPTY.len() + 64);
+        let turn = FRAMES * 2 * (EMPTY.len() + 64);
         assert!(work <= MOST + turn, "{work} in one iteration");
         // In turns: none has a second one before each has had its first.
         let mut last = None;

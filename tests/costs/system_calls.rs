@@ -1,5 +1,6 @@
-//! What the server asks of the kernel: one read and one write for each readiness, one registration for a connection's
-//! life and another once it was full, one poll for as many events as there are. Counted by the simulated kernel: exact, and the same on every machine.
+//! What the server asks of the kernel: one read and one write for each readiness, one registration for a connection's life
+//! and another once it was full, one poll for as many events as there are. Counted by the simulated kernel: exact, and the
+//! same on every machine.
 
 use std::net::SocketAddr;
 
@@ -85,6 +86,24 @@ fn messages_that_come_together_are_answered_together() {
         (CLIENTS * ROUNDS, CLIENTS * ROUNDS)
     );
     assert!(made(Call::Poll) <= 3 * ROUNDS, "{} polls", made(Call::Poll));
+}
+
+/// Four reads of 64 KiB, if nothing else is to be done: then others have their turns.
+#[test]
+fn a_turn_reads_up_to_256_kib() {
+    const READ: usize = 64 * 1024;
+    let (mut sim, addr) = serve();
+    let clients = come(&mut sim, addr);
+    let wire = packet2(&[b'x'; READ - 2 - 1024]);
+    for &client in &clients[..2] {
+        sim.send(client, &wire.repeat(8));
+    }
+    let made = calls(&mut sim, |sim| {
+        sim.step();
+    });
+    assert_eq!(made(Call::Read), 8, "four of each");
+    sim.settle();
+    assert_eq!(sim.received(clients[0]), wire.repeat(8));
 }
 
 #[test]
