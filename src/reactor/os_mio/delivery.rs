@@ -6,6 +6,9 @@ use std::os::fd::BorrowedFd;
 #[cfg(target_os = "linux")]
 use std::sync::OnceLock;
 
+#[cfg(target_os = "linux")]
+use nix::errno::Errno;
+
 /// Sizes of a socket's buffers: SO_MEMINFO, since Linux 4.12 (`linux/sock_diag.h`).
 #[cfg(target_os = "linux")]
 #[derive(Clone, Copy)]
@@ -47,14 +50,20 @@ nix::getsockopt_impl!(
     nix::sys::socket::sockopt::GetOsString<NoZeros>
 );
 
-/// Whether the system answers SO_MEMINFO in full. Asked once, because it allocates.
+/// Whether the system answers SO_MEMINFO in full. Asked until there is an answer: it allocates.
 #[cfg(target_os = "linux")]
 fn has_mem_info(socket: BorrowedFd<'_>) -> bool {
     static FULL: OnceLock<bool> = OnceLock::new();
-    *FULL.get_or_init(|| {
-        let answer = nix::sys::socket::getsockopt(&socket, MemInfoLength);
-        answer.is_ok_and(|answer| answer.len() == size_of::<[u32; 6]>())
-    })
+    if let Some(&full) = FULL.get() {
+        return full;
+    }
+    let full = match nix::sys::socket::getsockopt(&socket, MemInfoLength) {
+        Ok(answer) => answer.len() == size_of::<[u32; 6]>(),
+        Err(Errno::ENOPROTOOPT) => false,
+        // Of this socket, or for now.
+        Err(_) => return false,
+    };
+    *FULL.get_or_init(|| full)
 }
 
 /// The memory of output that the peer has not acknowledged, or on a Unix socket not read.
@@ -87,7 +96,9 @@ nix::getsockopt_impl!(
 #[cfg(target_os = "linux")]
 pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Option<u64> {
     // nix panics where the system knows less than is asked for. One that answers this is new enough.
-    unsent(socket, false)?;
+    if !has_mem_info(socket) {
+        return None;
+    }
     let info = nix::sys::socket::getsockopt(&socket, TcpInfo).ok()?;
     info.last().copied()
 }

@@ -177,7 +177,7 @@ fn connect_tcp(
         }
         socket.bind(&local.into())?;
     }
-    let connected = begin_connect(&socket, &addr.into(), false)?;
+    let connected = begin_connect(&socket, &addr.into())?;
     Ok((TcpStream::from_std(socket.into()), connected))
 }
 
@@ -192,15 +192,16 @@ fn connect_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<(UnixStr
         (None, Some(name)) => abstract_address(name)?,
         (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
     };
-    let connected = begin_connect(&socket, &addr, true)?;
+    let connected = begin_connect(&socket, &addr)?;
     Ok((
         UnixStream::from_std(OwnedFd::from(socket).into()),
         connected,
     ))
 }
 
-fn begin_connect(socket: &socket2::Socket, addr: &SockAddr, is_unix: bool) -> io::Result<bool> {
-    sockets::no_sigpipe(&SockRef::from(socket), is_unix, sockets::set_nosigpipe)?;
+fn begin_connect(socket: &socket2::Socket, addr: &SockAddr) -> io::Result<bool> {
+    let known = SockRef::from(socket);
+    sockets::no_sigpipe(&known, addr.is_unix(), sockets::set_nosigpipe)?;
     match socket.connect(addr) {
         Ok(()) => Ok(true),
         // `connect(2)`: an interrupted connect goes on.
