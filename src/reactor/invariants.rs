@@ -231,11 +231,11 @@ impl<O: Os> Core<O> {
                     let deadline = slot.machine.deadline();
                     let unseen = !slot.queued && self.conns.timers().of(slot.id.index()) > deadline;
                     unseen.then(|| format!("no timer for its deadline at {deadline:?}"))
+                })
+                .or_else(|| {
+                    let is_stuck = !slot.queued && slot.is_stuck();
+                    is_stuck.then(|| "nothing leads to its next write".to_owned())
                 });
-            let fault = fault.or_else(|| {
-                let is_stuck = !slot.queued && slot.is_stuck();
-                is_stuck.then(|| "nothing leads to its next write".to_owned())
-            });
             if let Some(fault) = fault {
                 return Some(format!("{}: {fault}", slot.info(self.now)));
             }

@@ -356,8 +356,7 @@ impl Kernel {
         if socket.error.is_some() {
             return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
         }
-        socket.server_finished = true;
-        socket.room_edge |= socket.kqueue;
+        socket.shut_down();
         self.trace.line([7, index as u64, 0, 0], || {
             format!("  shutdown: client {index}")
         });

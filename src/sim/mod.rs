@@ -361,9 +361,9 @@ impl<A> Sim<A> {
     ///
     /// Input and room for output have events of their own, in any order and perhaps in different
     /// polls. The end of the input comes with the data in front of it, and with the error if there
-    /// is one. No other event tells of a peer that has gone. Output that the peer has acknowledged
-    /// causes an event even if no write was refused, and so does the server's own shutdown. It is
-    /// no error to register a listener twice.
+    /// is one. No other event tells of a peer that has gone. If a connection is registered for
+    /// writing, each acknowledgement of output causes an event, and so does the server's own
+    /// shutdown. It is no error to register a listener twice.
     pub fn use_kqueue(&mut self) {
         self.kernel.borrow_mut().sockets.use_kqueue();
     }

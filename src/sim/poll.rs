@@ -155,7 +155,8 @@ impl Kernel {
             let registered = self.sockets.get(socket);
             let known = registered.and_then(|socket| socket.token);
             // Never of room that no registration asks for.
-            let ignores_room = known.is_some() && registered.is_some_and(|one| !one.write_interest);
+            let ignores_room =
+                registered.is_some_and(|one| one.token.is_some() && !one.write_interest);
             note(&mut self.notes, Fault::SpuriousEvent, known.map(|_| socket));
             let token = known.unwrap_or_else(|| Token(self.random.below(1 << 26)));
             let bits = self.random.bits();

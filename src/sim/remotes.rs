@@ -230,7 +230,7 @@ impl Kernel {
                     Some(errno) => socket.error = Some(errno),
                     None => socket.dial = Dial::Done,
                 }
-                (socket.input_edge, socket.room_edge) = (true, true);
+                (socket.input_edge, socket.room_edge) = (socket.has_input(), true);
             }
         }
     }

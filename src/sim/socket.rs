@@ -154,6 +154,12 @@ impl SimSocket {
         })
     }
 
+    /// The server sends FIN.
+    pub(super) fn shut_down(&mut self) {
+        self.server_finished = true;
+        self.room_edge |= self.kqueue && self.wakes_writer();
+    }
+
     /// The condition of kqueue's write filter. Our own shutdown is an EV_EOF of it.
     fn wakes_writer(&self) -> bool {
         let is_connected = !matches!(self.dial, Dial::Until(..));

@@ -11,6 +11,8 @@ use portcullis::{
 /// The order of the two filters differs from seed to seed.
 const SEEDS: std::ops::Range<u64> = 0..40;
 
+const REMOTE: &str = "203.0.113.7:25";
+
 #[derive(Default)]
 struct App {
     lines: Vec<Vec<u8>>,
@@ -193,6 +195,17 @@ fn our_own_shutdown_is_not_the_peers_end() {
     }
 }
 
+/// Connects to a remote server that answers so, and waits for the result.
+fn dialed(seed: u64, answer: Answer) -> Sim<App> {
+    let (mut sim, _) = world(seed);
+    sim.remote(REMOTE, answer);
+    let connect = Connect::new(Framing::Line);
+    let started = sim.control().connect(REMOTE, connect, Echo);
+    started.expect("begun");
+    sim.advance(Duration::from_secs(2));
+    sim
+}
+
 /// Both filters report the failure, and it counts once.
 #[test]
 fn a_failed_connect_is_reported_twice() {
@@ -201,12 +214,7 @@ fn a_failed_connect_is_reported_twice() {
         Answer::FailAfter(Duration::from_secs(1), libc::EHOSTUNREACH),
     ] {
         for seed in SEEDS {
-            let (mut sim, _) = world(seed);
-            sim.remote("203.0.113.7:25", answer);
-            let connect = Connect::new(Framing::Line);
-            let started = sim.control().connect("203.0.113.7:25", connect, Echo);
-            started.expect("begun");
-            sim.advance(Duration::from_secs(2));
+            let sim = dialed(seed, answer);
             assert_eq!(sim.stats().closed(CloseReason::ConnectFailed), 1);
             assert_eq!((sim.stats().open, sim.descriptors()), (0, 1));
         }
@@ -217,16 +225,8 @@ fn a_failed_connect_is_reported_twice() {
 #[test]
 fn a_connect_that_succeeds() {
     for seed in SEEDS {
-        let (mut sim, _) = world(seed);
-        sim.remote(
-            "203.0.113.7:25",
-            Answer::AcceptAfter(Duration::from_secs(1)),
-        );
-        let connect = Connect::new(Framing::Line);
-        let started = sim.control().connect("203.0.113.7:25", connect, Echo);
-        started.expect("begun");
-        sim.advance(Duration::from_secs(2));
-        let server = sim.dialed("203.0.113.7:25")[0];
+        let mut sim = dialed(seed, Answer::AcceptAfter(Duration::from_secs(1)));
+        let server = sim.dialed(REMOTE)[0];
         sim.send(server, b"hello\n");
         sim.settle();
         assert_eq!(sim.received(server), b"hello\n");
