@@ -69,7 +69,7 @@ impl Batch {
         let begin = number.checked_sub(1).map_or(0, end_of);
         let places = self.words.get(begin..end_of(number)).unwrap_or_default();
         let word = |&(begin, end): &(u32, u32)| commands.get(begin as usize..end as usize);
-        let words = places.iter().map(|place| word(place).unwrap_or_default());
+        let words = places.iter().map(word).map(Option::unwrap_or_default);
         let Some(few) = few.get_mut(..places.len()) else {
             many.extend(words.chain(self.further_words(commands)));
             return many;

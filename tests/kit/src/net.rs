@@ -367,6 +367,8 @@ pub trait ReadSome: Read {
     }
 }
 
+impl<R: Read + ?Sized> ReadSome for R {}
+
 /// Repeats a call until nothing interrupts it.
 pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
@@ -376,8 +378,6 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T
         }
     }
 }
-
-impl<R: Read + ?Sized> ReadSome for R {}
 
 /// A stream for a client of another author, which takes an interruption for a failure.
 pub struct Uninterrupted<S>(pub S);
