@@ -68,8 +68,6 @@ pub(crate) use rates::{Bucket, SharedMeters};
 pub(crate) use recv::InputCursor;
 pub(crate) use send::{Frame, FRAME_PIECES};
 pub(crate) use send_queue::{Held, SharedPayloads, PIECES};
-#[cfg(feature = "sim")]
-pub(crate) use snapshot::Fingerprint;
 pub(crate) use state::{Event, NextStep};
 pub use state::{SendError, State, Traffic};
 pub(crate) use time::Time;

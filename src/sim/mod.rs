@@ -84,7 +84,7 @@ use std::time::Duration;
 
 pub use answer::Answer;
 pub use clients::{ClientId, ClientState};
-pub use conn_model::{ConnModel, Snapshot};
+pub use conn_model::ConnModel;
 pub use coverage::{Coverage, Stage};
 use coverage::{Notes, Recorder};
 pub use faults::{Call, Fault, Faults, Scripted};

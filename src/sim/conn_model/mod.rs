@@ -8,6 +8,7 @@ mod socket;
 mod turn;
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -23,8 +24,7 @@ use crate::error::Result;
 use crate::id::{ConnId, ServerNumber};
 use crate::proto::tls::ClientTls;
 use crate::proto::{
-    ConnConfig, Fingerprint, Framing, Machine, Pool, ProxyHeader, SharedMeters, State, Time,
-    TlsConfig,
+    ConnConfig, Framing, Machine, Pool, ProxyHeader, SharedMeters, State, Time, TlsConfig,
 };
 use crate::reactor::connection::{Connection, HangUp};
 use crate::reactor::drive::Budget;
@@ -86,18 +86,6 @@ pub struct ConnModel {
 struct Script {
     on_frame: Vec<Action>,
     on_end: Vec<Action>,
-}
-
-/// Everything that the future of a plain [`ConnModel`] depends on: equal snapshots have equal
-/// futures.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Snapshot {
-    machine: Fingerprint,
-    socket: Option<Socket>,
-    /// Readable, writable, hang-up, retry. The socket tells whether it is registered for writing.
-    readiness: (bool, bool, HangUp, bool),
-    script: Script,
-    oracle: Oracle,
 }
 
 impl ConnModel {
@@ -333,20 +321,27 @@ impl ConnModel {
         })
     }
 
-    /// Returns what the future of a plain connection with a built-in framing depends on.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            machine: self.conn.machine.fingerprint(self.kernel.now),
-            socket: self.conn.stream.clone(),
-            readiness: (
-                self.conn.readable,
-                self.conn.writable,
-                self.conn.hang_up,
-                self.conn.retry,
-            ),
-            script: self.script.clone(),
-            oracle: self.oracle.clone(),
-        }
+    /// Returns a hash of all that the future of a plain connection with a built-in framing depends on. Of some millions
+    /// of states two share one with a chance of one in a million.
+    pub fn state_hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.conn
+            .machine
+            .fingerprint(self.kernel.now)
+            .hash(&mut hasher);
+        self.conn.stream.hash(&mut hasher);
+        // Whether it is registered for writing, the socket tells.
+        let Connection {
+            readable,
+            writable,
+            hang_up,
+            retry,
+            ..
+        } = &self.conn;
+        (readable, writable, hang_up, retry).hash(&mut hasher);
+        self.script.hash(&mut hasher);
+        self.oracle.hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Returns the end, once there is one; not while the connection lingers for the peer's FIN.

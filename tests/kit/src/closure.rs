@@ -180,11 +180,11 @@ impl World {
         })
     }
 
-    /// A hash stands for a state. That two of some millions share one has a chance of one in a million.
+    /// A hash stands for a state.
     fn key(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         (
-            self.model.snapshot(),
+            self.model.state_hash(),
             self.phase,
             self.header.len(),
             &self.underway,
