@@ -1,5 +1,6 @@
 //! Which connections are alive, for threads that do not ask the loop.
 
+use std::collections::TryReserveError;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 
@@ -48,29 +49,43 @@ impl Liveness {
         self.server
     }
 
+    /// Whether there is memory for a slot.
+    #[inline]
+    pub(crate) fn has(&self, index: u32) -> bool {
+        self.slot(index).is_some()
+    }
+
+    /// Requests memory for a slot.
+    pub(crate) fn try_reserve(&self, index: u32) -> Result<(), TryReserveError> {
+        let (chunk, size, _) = Self::place(index);
+        if let Some(cell) = self.chunks.get(chunk).filter(|cell| cell.get().is_none()) {
+            let mut slots = Vec::new();
+            slots.try_reserve_exact(size)?;
+            slots.resize_with(size, AtomicU32::default);
+            cell.get_or_init(|| slots.into());
+        }
+        Ok(())
+    }
+
     pub(crate) fn set(&self, id: ConnId, live: bool) {
-        let (chunk, size, at) = Self::place(id.index());
-        let Some(chunk) = self.chunks.get(chunk) else {
-            return;
-        };
-        let slots = chunk.get_or_init(|| (0..size).map(|_| AtomicU32::new(0)).collect());
-        if let Some(slot) = slots.get(at) {
+        if let Some(slot) = self.slot(id.index()) {
             slot.store(if live { id.generation() } else { 0 }, Ordering::Release);
         }
     }
 
-    pub(super) fn is_live(&self, id: ConnId) -> bool {
-        self.server == id.server()
-            && self
-                .of(id.index())
-                .is_some_and(|generation| generation == id.generation())
+    #[inline]
+    fn slot(&self, index: u32) -> Option<&AtomicU32> {
+        let (chunk, _, at) = Self::place(index);
+        self.chunks.get(chunk)?.get()?.get(at)
     }
 
-    /// Returns the live generation of a slot; 0 for none. `None` if the slot was never used.
+    pub(super) fn is_live(&self, id: ConnId) -> bool {
+        self.server == id.server() && self.of(id.index()) == Some(id.generation())
+    }
+
+    /// Returns the live generation of a slot; 0 for none. `None` if there is no memory for the slot.
     pub(crate) fn of(&self, index: u32) -> Option<u32> {
-        let (chunk, _, at) = Self::place(index);
-        let slot = self.chunks.get(chunk)?.get()?.get(at)?;
-        Some(slot.load(Ordering::Acquire))
+        Some(self.slot(index)?.load(Ordering::Acquire))
     }
 }
 
@@ -96,6 +111,9 @@ mod tests {
         let first = ConnId::new(live.server(), 77, 1);
         let second = ConnId::new(live.server(), 77, 2);
         let foreign = ConnId::new(Liveness::default().server(), 77, 1);
+        live.set(first, true);
+        assert!(!live.is_live(first), "there is no memory for it");
+        assert!(live.try_reserve(77).is_ok());
         assert!(!live.is_live(first));
         live.set(first, true);
         assert!(live.is_live(first) && !live.is_live(second) && !live.is_live(foreign));

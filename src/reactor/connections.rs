@@ -29,8 +29,6 @@ const MIN_SLOTS: usize = 64;
 /// [`Connections::claim`] comes with `accept`.
 pub(super) struct Connections<S> {
     slots: Slots<Connection<S>>,
-    /// The generation last used in each slot; never zero.
-    generations: Vec<u32>,
     /// Ids in use, for handles on other threads.
     live: Arc<Liveness>,
     cap: usize,
@@ -77,7 +75,6 @@ impl<S> Connections<S> {
     pub(super) fn new(cap: usize, live: Arc<Liveness>) -> Self {
         let mut conns = Self {
             slots: Slots::new(),
-            generations: Vec::new(),
             live,
             cap,
             granted: usize::MAX,
@@ -104,9 +101,6 @@ impl<S> Connections<S> {
     // number doubles as they are needed, and where the system refuses it, there is no room.
 
     fn request(&mut self, slots: usize) -> Result<(), TryReserveError> {
-        let more = |len: usize| slots.saturating_sub(len);
-        self.generations
-            .try_reserve_exact(more(self.generations.len()))?;
         self.timers.try_reserve(slots)?;
         // The last one: where a slot is vacant, there is memory for all that belongs to it.
         self.slots.try_reserve(slots)
@@ -115,7 +109,13 @@ impl<S> Connections<S> {
     /// Whether there is memory for one connection more. If not, that is so until a slot is free.
     /// Before [`SharedCap::lock`]: the refusal is logged, which is foreign code.
     pub(super) fn has_memory(&mut self) -> bool {
-        if self.slots.has_vacant() {
+        let has_vacant = self.slots.has_vacant();
+        if has_vacant && self.slots.has_used() {
+            return true;
+        }
+        let next = self.slots.vacant_key() as u32;
+        let shown = self.live.try_reserve(next);
+        if has_vacant && shown.is_ok() {
             return true;
         }
         let slots = self.slots.len();
@@ -125,7 +125,11 @@ impl<S> Connections<S> {
         // A connection that comes back counts although the cap may be lower.
         let doubled = doubled.max(slots.saturating_add(1));
         let few = slots.saturating_add(MIN_SLOTS);
-        match self.request(doubled).or_else(|_| self.request(few)) {
+        let granted = match has_vacant {
+            true => Ok(()),
+            false => self.request(doubled).or_else(|_| self.request(few)),
+        };
+        match shown.and(granted) {
             Ok(()) => {
                 self.is_refusal_logged = false;
                 true
@@ -427,20 +431,9 @@ impl<S> Connections<S> {
 
     /// The id for the next connection. Never used twice: a peer that is refused keeps its id.
     pub(super) fn next_id(&mut self) -> ConnId {
-        let index = self.slots.vacant_key();
-        if self.generations.len() <= index {
-            self.generations.resize(index + 1, 0);
-        }
-        let mut generation = 1;
-        if let Some(latest) = self.generations.get_mut(index) {
-            generation = if *latest < ConnId::MAX_GENERATION {
-                *latest + 1
-            } else {
-                1
-            };
-            *latest = generation;
-        }
-        ConnId::new(self.server(), index as u32, generation)
+        let index = self.slots.vacant_key() as u32;
+        let generation = self.slots.next_generation(ConnId::MAX_GENERATION);
+        ConnId::new(self.server(), index, generation)
     }
 
     /// Inserts a connection under the id that [`Connections::next_id`] returned last. Handles find
@@ -467,7 +460,7 @@ impl<S> Connections<S> {
         self.get(id)?;
         self.timers.disarm(id.index());
         self.granted = usize::MAX;
-        self.slots.remove(id.index() as usize)
+        self.slots.remove(id.index() as usize, id.generation())
     }
 
     /// Lets another connection have the slot of one that was removed.
@@ -553,7 +546,7 @@ impl<S> Connections<S> {
 
     /// Number of slots that were ever used.
     pub(super) fn slots(&self) -> u32 {
-        self.generations.len() as u32
+        self.slots.used() as u32
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Connection<S>> {

@@ -1,6 +1,7 @@
 //! Slots for entries that come and go: an index names an entry until it is removed.
 //!
-//! As the crate `slab`, but room for more is requested, and may be refused.
+//! As the crate `slab`, but room for more is requested, and may be refused; and a slot knows its
+//! generation.
 
 use std::collections::TryReserveError;
 
@@ -18,8 +19,12 @@ pub(super) struct Slots<T> {
 
 #[derive(Debug)]
 enum Entry<T> {
-    /// With the slot that was freed before it.
-    Vacant(usize),
+    Vacant {
+        /// The slot that was freed before it.
+        next: u32,
+        /// The last one; zero for none.
+        generation: u32,
+    },
     Occupied(T),
 }
 
@@ -28,7 +33,7 @@ impl<T> Entry<T> {
     fn get(&self) -> Option<&T> {
         match self {
             Self::Occupied(entry) => Some(entry),
-            Self::Vacant(_) => None,
+            Self::Vacant { .. } => None,
         }
     }
 
@@ -36,7 +41,7 @@ impl<T> Entry<T> {
     fn get_mut(&mut self) -> Option<&mut T> {
         match self {
             Self::Occupied(entry) => Some(entry),
-            Self::Vacant(_) => None,
+            Self::Vacant { .. } => None,
         }
     }
 }
@@ -89,10 +94,42 @@ impl<T> Slots<T> {
         self.len == 0
     }
 
+    /// Number of slots that were ever used.
+    pub(super) fn used(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether the next entry goes to a slot that was used before.
+    #[inline]
+    pub(super) fn has_used(&self) -> bool {
+        self.next < self.entries.len()
+    }
+
     /// The index that [`Slots::insert`] returns next.
     #[inline]
     pub(super) fn vacant_key(&self) -> usize {
         self.next
+    }
+
+    /// Begins the next generation of the slot of the next entry: one more than the last, and 1 behind `max`.
+    #[inline]
+    pub(super) fn next_generation(&mut self, max: u32) -> u32 {
+        if !self.has_used() {
+            self.entries.push(Entry::Vacant {
+                next: self.next as u32 + 1,
+                generation: 0,
+            });
+        }
+        let Some(Entry::Vacant { generation, .. }) = self.entries.get_mut(self.next) else {
+            // It cannot be: see `insert`.
+            return 1;
+        };
+        *generation = if *generation < max {
+            *generation + 1
+        } else {
+            1
+        };
+        *generation
     }
 
     #[inline(always)]
@@ -102,7 +139,7 @@ impl<T> Slots<T> {
         match self.entries.get_mut(index) {
             Some(slot) => {
                 self.next = match *slot {
-                    Entry::Vacant(next) => next,
+                    Entry::Vacant { next, .. } => next as usize,
                     // It cannot be: `next` is a slot that was freed.
                     Entry::Occupied(_) => index,
                 };
@@ -116,17 +153,22 @@ impl<T> Slots<T> {
         index
     }
 
+    /// Frees a slot. `generation` is its last one; 0 where they are not counted.
     #[inline]
-    pub(super) fn remove(&mut self, index: usize) -> Option<T> {
+    pub(super) fn remove(&mut self, index: usize, generation: u32) -> Option<T> {
         let slot = self.entries.get_mut(index)?;
         slot.get()?;
-        match std::mem::replace(slot, Entry::Vacant(self.next)) {
+        let vacant = Entry::Vacant {
+            next: self.next as u32,
+            generation,
+        };
+        match std::mem::replace(slot, vacant) {
             Entry::Occupied(entry) => {
                 self.len -= 1;
                 self.next = index;
                 Some(entry)
             }
-            Entry::Vacant(_) => None,
+            Entry::Vacant { .. } => None,
         }
     }
 
@@ -147,7 +189,7 @@ impl<T> Slots<T> {
     pub(super) fn into_entries(self) -> impl Iterator<Item = T> {
         self.entries.into_iter().filter_map(|slot| match slot {
             Entry::Occupied(entry) => Some(entry),
-            Entry::Vacant(_) => None,
+            Entry::Vacant { .. } => None,
         })
     }
 
@@ -178,7 +220,7 @@ mod tests {
                 assert_eq!(model.insert(next, value), None, "it was free");
                 assert!(next < 50, "no more slots than were used at one time");
             } else {
-                assert_eq!(slots.remove(index), model.remove(&index));
+                assert_eq!(slots.remove(index, 1), model.remove(&index));
             }
             assert_eq!(slots.get(index), model.get(&index));
             assert_eq!(slots.get_mut(index).copied(), model.get(&index).copied());
@@ -207,7 +249,17 @@ mod tests {
             slots.insert(value);
         }
         assert!(!slots.has_vacant());
-        slots.remove(3);
+        slots.remove(3, 1);
         assert!(slots.has_vacant());
+    }
+
+    #[test]
+    fn generations_wrap_without_zero() {
+        let mut slots = Slots::new();
+        let begin = |slots: &mut Slots<u64>| [(); 2].map(|()| slots.next_generation(7));
+        assert_eq!(begin(&mut slots), [1, 2]);
+        assert_eq!((slots.insert(5), slots.used()), (0, 1));
+        assert_eq!(slots.remove(0, 6), Some(5));
+        assert_eq!(begin(&mut slots), [7, 1]);
     }
 }

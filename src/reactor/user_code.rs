@@ -153,7 +153,7 @@ impl<A> UserCode<A> {
     }
 
     pub(super) fn remove_service(&mut self, guard: &mut PanicGuard, service: usize) {
-        let service = self.services.remove(service);
+        let service = self.services.remove(service, 0);
         guard.drop("a service's destructor", service);
     }
 

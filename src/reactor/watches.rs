@@ -72,7 +72,7 @@ impl<A> Watches<A> {
     #[must_use = "a callback's destructor is foreign code"]
     pub(super) fn remove(&mut self, id: WatchId) -> Option<(Option<RawFd>, Option<Boxed<A>>)> {
         self.all.get(id.slot).filter(|watch| watch.id == id)?;
-        let watch = self.all.remove(id.slot)?;
+        let watch = self.all.remove(id.slot, 0)?;
         Some((watch.descriptor, watch.watched))
     }
 
