@@ -3,7 +3,7 @@
 
 /// A larger buffer goes back to the allocator and is not kept.
 const MAX_KEPT: usize = 128 * 1024;
-/// Spare buffers of each size: enough for one iteration, bounded by 64 × 128 KiB.
+/// Spare buffers of each kind: enough for one iteration, bounded by 64 × 128 KiB.
 const MAX_SPARE: usize = 64;
 /// A buffer up to this size is small: kept apart, for bytes that stay beyond the turn.
 const SMALL: usize = 1024;
@@ -13,6 +13,9 @@ const SMALL: usize = 1024;
 pub(super) struct Buffers {
     large: Vec<Vec<u8>>,
     small: Vec<Vec<u8>>,
+    #[cfg(feature = "tls")]
+    #[allow(clippy::vec_box)] // they stay in place while they change hands
+    wires: Vec<Box<Wire>>,
 }
 
 /// Returns the memory that `buffer` takes beyond the turn: see [`Buffers::shrink`].
@@ -26,7 +29,7 @@ impl Buffers {
     pub(super) fn of(large: Vec<Vec<u8>>) -> Self {
         Self {
             large,
-            small: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -85,6 +88,66 @@ impl Buffers {
         fit.reserve_exact(length);
         fit.extend_from_slice(buffer);
         self.give(std::mem::replace(buffer, fit));
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Buffers {
+    #[inline]
+    pub(super) fn take_wire(&mut self) -> Box<Wire> {
+        self.wires.pop().unwrap_or_default()
+    }
+
+    /// Takes back what nothing is buffered in.
+    #[inline]
+    pub(super) fn give_wire(&mut self, mut wire: Box<Wire>) {
+        self.give(std::mem::take(&mut wire.recv_buf));
+        wire.send_buf.clear(self);
+        *wire = Wire::NONE;
+        if self.wires.len() < MAX_SPARE {
+            self.wires.push(wire);
+        }
+    }
+}
+
+/// The ciphertext of one TLS session in both directions: an idle one has none.
+#[cfg(feature = "tls")]
+#[derive(Debug)]
+pub(super) struct Wire {
+    /// Incomplete records, and the records of an incomplete handshake message.
+    pub(super) recv_buf: Vec<u8>,
+    /// Ciphertext pending for the kernel.
+    pub(super) send_buf: SendBuffer,
+    /// How many bytes at the front of `send_buf` are from before the upgrade, and in the clear.
+    pub(super) clear: usize,
+    /// How many bytes of `send_buf` are TLS's own: handshake, tickets, key updates.
+    pub(super) overhead: usize,
+    /// The length of our close_notify, which is the end of `send_buf` until it is sent.
+    pub(super) goodbye: usize,
+}
+
+#[cfg(feature = "tls")]
+impl Wire {
+    pub(super) const NONE: Self = Self {
+        recv_buf: Vec::new(),
+        send_buf: SendBuffer::new(),
+        clear: 0,
+        overhead: 0,
+        goodbye: 0,
+    };
+    /// What an idle session has.
+    pub(super) const IDLE: &'static Self = &Self::NONE;
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.recv_buf.is_empty() && self.send_buf.is_empty()
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Default for Wire {
+    fn default() -> Self {
+        Self::NONE
     }
 }
 

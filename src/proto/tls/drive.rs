@@ -60,7 +60,7 @@ pub(super) enum Wish<'a> {
 /// The parts of a session that [`drive`] changes.
 pub(super) struct Out<'a> {
     pub(super) send_buf: &'a mut SendBuffer,
-    pub(super) tls_overhead: &'a mut usize,
+    pub(super) overhead: &'a mut usize,
     pub(super) peer_closed: &'a mut bool,
 }
 
@@ -75,7 +75,7 @@ pub(super) fn drive<S: Side>(
 ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
     let Out {
         send_buf,
-        tls_overhead,
+        overhead,
         peer_closed,
     } = out;
     let mut consumed = 0;
@@ -104,7 +104,7 @@ pub(super) fn drive<S: Side>(
                         Err(EncodeError::AlreadyEncoded) => Err(None),
                     }
                 });
-                *tls_overhead += send_buf.len() - before;
+                *overhead += send_buf.len() - before;
             }
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             Ok(ConnectionState::PeerClosed) => *peer_closed = true,

@@ -12,7 +12,7 @@ use super::client::{ClientTls, WithServer};
 use super::config::TlsConfig;
 use super::drive::{drive, Out, Side, Wish, MAX_PAYLOAD};
 use crate::catch::catch;
-use crate::proto::buffers::{retained, Buffers, SendBuffer};
+use crate::proto::buffers::{retained, Buffers, SendBuffer, Wire};
 use crate::proto::send_queue::first_two;
 
 type Failed = Box<dyn StdError + Send + Sync>;
@@ -26,20 +26,11 @@ const ENCRYPT_CHUNK: usize = 64 * 1024;
 /// One connection's TLS, on either side.
 ///
 /// Ciphertext in, plaintext out, and back. Uses rustls' unbuffered connection, because an idle one
-/// costs 3.3 KB where the buffered one costs 7.4 KB. Buffers are ours, borrowed from the pool while
-/// a record is incomplete or unsent.
+/// costs 3.3 KB where the buffered one costs 7.4 KB. The [`Wire`] is ours, borrowed from the pool
+/// while a record is incomplete or unsent.
 pub(in crate::proto) struct Session {
     stage: Stage,
-    /// Incomplete records, and the records of an incomplete handshake message.
-    recv_buf: Vec<u8>,
-    /// Ciphertext pending for the kernel.
-    send_buf: SendBuffer,
-    /// How many bytes at the front of `send_buf` are from before the upgrade, and in the clear.
-    clear: usize,
-    /// How many bytes of `send_buf` are TLS's own: handshake, tickets, key updates.
-    tls_overhead: usize,
-    /// The length of our close_notify, which is the end of `send_buf` until it is sent.
-    goodbye: usize,
+    wire: Option<Box<Wire>>,
     /// The first byte from the peer, which distinguishes TLS from other protocols.
     first: Option<u8>,
     /// The name in the ClientHello, which rustls' unbuffered connection does not expose; or, on the
@@ -50,14 +41,9 @@ pub(in crate::proto) struct Session {
     peer_closed: bool,
     /// close_notify is sent, or is never to be.
     notified: bool,
-    failure: Failure,
-}
-
-/// Whether the session has failed, and the error until it is taken.
-enum Failure {
-    None,
-    New(Failed),
-    Taken,
+    has_failed: bool,
+    /// Why it has failed, until the error is taken.
+    failure: Option<Failed>,
 }
 
 // A session is boxed already, and is nearly always in a large variant.
@@ -79,25 +65,21 @@ impl Session {
     fn at(stage: Stage) -> Self {
         Self {
             stage,
-            recv_buf: Vec::new(),
-            send_buf: SendBuffer::default(),
-            clear: 0,
-            tls_overhead: 0,
-            goodbye: 0,
+            wire: None,
             first: None,
             server_name: None,
             config: None,
             peer_closed: false,
             notified: false,
-            failure: Failure::None,
+            has_failed: false,
+            failure: None,
         }
     }
 
     /// For a connection that was open in the clear: behind the pending output from before.
     pub(in crate::proto) fn behind(config: &TlsConfig, sent: SendBuffer) -> Self {
         Self {
-            clear: sent.len(),
-            send_buf: sent,
+            wire: behind(sent),
             ..Self::new(config)
         }
     }
@@ -109,8 +91,7 @@ impl Session {
         buffers: &mut Buffers,
     ) -> Result<Self, Failed> {
         let mut session = Self {
-            clear: sent.len(),
-            send_buf: sent,
+            wire: behind(sent),
             server_name: Some(config.server()),
             ..Self::at(Stage::Client(config.connection()?))
         };
@@ -120,18 +101,12 @@ impl Session {
 
     /// True if nothing more can be decrypted or encrypted.
     pub(in crate::proto) fn has_failed(&self) -> bool {
-        !matches!(self.failure, Failure::None)
+        self.has_failed
     }
 
     /// Takes the failure, once.
     pub(in crate::proto) fn take_failure(&mut self) -> Option<Failed> {
-        if !self.has_failed() {
-            return None;
-        }
-        match std::mem::replace(&mut self.failure, Failure::Taken) {
-            Failure::New(error) => Some(error),
-            Failure::Taken | Failure::None => None,
-        }
+        self.failure.take()
     }
 
     pub(in crate::proto) fn is_handshaking(&self) -> bool {
@@ -193,7 +168,12 @@ impl Session {
 
     /// Returns how many bytes of an incomplete record or handshake message have arrived.
     pub(in crate::proto) fn begun_bytes(&self) -> usize {
-        self.recv_buf.len()
+        self.wire().recv_buf.len()
+    }
+
+    #[inline]
+    fn wire(&self) -> &Wire {
+        self.wire.as_deref().unwrap_or(Wire::IDLE)
     }
 
     /// Decrypts `wire` and appends the plaintext to `plain`. After a failure the alert for the peer
@@ -208,8 +188,11 @@ impl Session {
             return;
         }
         if let Err(error) = self.decrypt(wire, plain, buffers) {
-            buffers.give(std::mem::take(&mut self.recv_buf));
-            self.failure = Failure::New(match &self.server_name {
+            if let Some(wire) = &mut self.wire {
+                buffers.give(std::mem::take(&mut wire.recv_buf));
+            }
+            self.has_failed = true;
+            self.failure = Some(match &self.server_name {
                 Some(wanted) if self.is_client() && self.is_handshaking() => Box::new(WithServer {
                     wanted: wanted.clone(),
                     source: error,
@@ -227,11 +210,14 @@ impl Session {
     ) -> Result<(), Failed> {
         self.first = self.first.or_else(|| wire.first().copied());
         if let Stage::Hello(acceptor, config) = &mut self.stage {
-            let before = self.send_buf.len();
-            let greeted = read_hello(acceptor, config, wire, self.send_buf.tail(buffers));
-            self.tls_overhead += self.send_buf.len() - before;
-            if self.send_buf.is_empty() {
-                self.send_buf.clear(buffers);
+            let Wire {
+                send_buf, overhead, ..
+            } = &mut **self.wire.get_or_insert_with(|| buffers.take_wire());
+            let before = send_buf.len();
+            let greeted = read_hello(acceptor, config, wire, send_buf.tail(buffers));
+            *overhead += send_buf.len() - before;
+            if send_buf.is_empty() {
+                send_buf.clear(buffers);
             }
             if let Some(Greeted {
                 server_name,
@@ -243,31 +229,50 @@ impl Session {
                 self.config = Some(config);
             }
         }
-        if self.recv_buf.is_empty() {
+        let mut input = self.take_input();
+        if input.is_empty() {
             let consumed = self.pump(wire, plain, Wish::Nothing, buffers)?;
             let rest = wire.get(consumed..).unwrap_or_default();
             if !rest.is_empty() && !self.peer_closed {
-                self.recv_buf = buffers.take();
-                self.recv_buf.extend_from_slice(rest);
+                input = buffers.take();
+                input.extend_from_slice(rest);
             }
         } else {
-            let mut input = std::mem::take(&mut self.recv_buf);
             input.extend_from_slice(wire);
             match self.pump(&mut input, plain, Wish::Nothing, buffers) {
                 Ok(consumed) if consumed < input.len() && !self.peer_closed => {
                     input.drain(..consumed);
-                    self.recv_buf = input;
                 }
                 outcome => {
-                    buffers.give(input);
+                    buffers.give(std::mem::take(&mut input));
                     outcome?;
                 }
             }
         }
-        if self.recv_buf.len() > MAX_BUFFERED {
+        let is_too_large = input.len() > MAX_BUFFERED;
+        self.keep_input(input, buffers);
+        if is_too_large {
             return Err("a handshake message or record is too large".into());
         }
         Ok(())
+    }
+
+    fn take_input(&mut self) -> Vec<u8> {
+        self.wire
+            .as_mut()
+            .map(|wire| std::mem::take(&mut wire.recv_buf))
+            .unwrap_or_default()
+    }
+
+    /// What is left of the input waits for more.
+    fn keep_input(&mut self, input: Vec<u8>, buffers: &mut Buffers) {
+        if input.is_empty() {
+            buffers.give(input);
+        } else {
+            self.wire
+                .get_or_insert_with(|| buffers.take_wire())
+                .recv_buf = input;
+        }
     }
 
     /// Encrypts the front of `plain`, in two pieces, unless ciphertext of earlier plaintext is
@@ -289,12 +294,14 @@ impl Session {
             room -= chunk.len();
             chunk
         });
-        let before = self.tls_overhead;
+        let before = self.wire().overhead;
         if let Err(error) = self.wish(Wish::Encrypt(chunks), buffers) {
             // Worn out keys: close_notify is in the buffer, behind the last encrypted record.
             self.notified = true;
-            self.goodbye = self.tls_overhead - before;
-            self.tls_overhead = before;
+            if let Some(wire) = &mut self.wire {
+                wire.goodbye = wire.overhead - before;
+                wire.overhead = before;
+            }
             return Err(error);
         }
         Ok(ENCRYPT_CHUNK - room)
@@ -318,10 +325,11 @@ impl Session {
 
     /// True if plaintext can be encrypted, and no ciphertext of earlier plaintext is pending.
     fn can_encrypt(&self) -> bool {
-        let encrypted = self
+        let wire = self.wire();
+        let encrypted = wire
             .send_buf
             .len()
-            .saturating_sub(self.clear + self.tls_overhead);
+            .saturating_sub(wire.clear + wire.overhead);
         encrypted == 0 && !self.notified && !self.is_handshaking()
     }
 
@@ -331,21 +339,23 @@ impl Session {
         if self.notified || self.is_handshaking() || self.has_failed() {
             return Ok(());
         }
-        let before = self.send_buf.len();
+        let before = self.pending().len();
         let outcome = self.wish(Wish::CloseNotify, buffers);
         self.notified = true;
-        self.goodbye = self.send_buf.len().saturating_sub(before);
+        if let Some(wire) = &mut self.wire {
+            wire.goodbye = wire.send_buf.len().saturating_sub(before);
+        }
         outcome
     }
 
     pub(in crate::proto) fn pending(&self) -> &[u8] {
-        self.send_buf.pending()
+        self.wire().send_buf.pending()
     }
 
     /// True if nothing is buffered in either direction.
     #[inline]
     pub(in crate::proto) fn is_idle(&self) -> bool {
-        self.recv_buf.is_empty() && self.send_buf.is_empty()
+        self.wire.as_ref().is_none_or(|wire| wire.is_empty())
     }
 
     /// Returns how many pending bytes are ciphertext of the application's.
@@ -357,20 +367,25 @@ impl Session {
     /// Returns how many pending bytes are TLS's own. They come first, but for the answer to a key
     /// update, and close_notify comes last.
     pub(in crate::proto) fn tls_overhead(&self) -> usize {
-        self.tls_overhead + self.goodbye.min(self.send_buf.len())
+        let wire = self.wire();
+        wire.overhead + wire.goodbye.min(wire.send_buf.len())
     }
 
     #[inline]
     pub(in crate::proto) fn advance(&mut self, count: usize) {
-        self.send_buf.advance(count);
-        let clear = count.min(self.clear);
-        self.clear -= clear;
-        self.tls_overhead = self.tls_overhead.saturating_sub(count - clear);
+        let Some(wire) = &mut self.wire else {
+            return;
+        };
+        wire.send_buf.advance(count);
+        let clear = count.min(wire.clear);
+        wire.clear -= clear;
+        wire.overhead = wire.overhead.saturating_sub(count - clear);
     }
 
     /// Returns the bytes of ciphertext buffered in either direction.
     pub(in crate::proto) fn buffered(&self) -> usize {
-        self.recv_buf.len() + self.send_buf.len()
+        let wire = self.wire();
+        wire.recv_buf.len() + wire.send_buf.len()
     }
 
     /// Returns the memory of its buffers, and that of the peer's certificates. rustls keeps another
@@ -381,7 +396,8 @@ impl Session {
         } else {
             1
         };
-        let buffers = retained(&self.recv_buf) * copies + self.send_buf.memory();
+        let wire = self.wire();
+        let buffers = retained(&wire.recv_buf) * copies + wire.send_buf.memory();
         (buffers, self.peer_chain())
     }
 
@@ -393,43 +409,46 @@ impl Session {
     }
 
     pub(in crate::proto) fn shrink(&mut self, buffers: &mut Buffers) {
-        buffers.shrink(&mut self.recv_buf);
-        self.send_buf.shrink(buffers);
+        if self.is_idle() {
+            self.clear(buffers);
+        } else if let Some(wire) = &mut self.wire {
+            buffers.shrink(&mut wire.recv_buf);
+            wire.send_buf.shrink(buffers);
+        }
     }
 
     #[cfg(feature = "sim")]
     pub(in crate::proto) fn is_compact(&self) -> bool {
-        self.send_buf.is_compact()
+        self.wire().send_buf.is_compact()
     }
 
     /// Drops pending ciphertext.
     pub(in crate::proto) fn silence(&mut self, buffers: &mut Buffers) {
-        self.send_buf.clear(buffers);
-        self.clear = 0;
-        self.tls_overhead = 0;
+        if let Some(wire) = &mut self.wire {
+            wire.send_buf.clear(buffers);
+            wire.clear = 0;
+            wire.overhead = 0;
+        }
     }
 
     /// Gives the buffers back: the connection is over.
     pub(in crate::proto) fn clear(&mut self, buffers: &mut Buffers) {
-        buffers.give(std::mem::take(&mut self.recv_buf));
-        self.silence(buffers);
+        if let Some(wire) = self.wire.take() {
+            buffers.give_wire(wire);
+        }
     }
 
     fn wish(&mut self, wish: Wish<'_>, buffers: &mut Buffers) -> Result<(), Failed> {
         // rustls may keep ranges of an incomplete handshake message: it must see the same bytes
         // again.
-        let mut input = std::mem::take(&mut self.recv_buf);
+        let mut input = self.take_input();
         let mut plain = Vec::new();
         let outcome = self.pump(&mut input, &mut plain, wish, buffers);
         debug_assert!(plain.is_empty(), "receive leaves no whole record behind");
         if let Ok(consumed) = outcome {
             input.drain(..consumed.min(input.len()));
         }
-        if input.is_empty() {
-            buffers.give(input);
-        } else {
-            self.recv_buf = input;
-        }
+        self.keep_input(input, buffers);
         outcome.map(drop)
     }
 
@@ -448,15 +467,15 @@ impl Session {
         }
         let Self {
             stage,
-            send_buf,
-            tls_overhead,
+            wire,
             peer_closed,
             notified,
             ..
         } = self;
+        let wire = wire.get_or_insert_with(|| buffers.take_wire());
         let out = Out {
-            send_buf,
-            tls_overhead,
+            send_buf: &mut wire.send_buf,
+            overhead: &mut wire.overhead,
             peer_closed,
         };
         let is_reading = matches!(wish, Wish::Nothing);
@@ -477,10 +496,21 @@ impl Session {
             catch(run).unwrap_or_else(|panic| Err(panic.into()))
         };
         if outcome.is_err() {
-            self.failure = Failure::Taken;
+            self.has_failed = true;
         }
         outcome
     }
+}
+
+/// Pending output from before the session, which comes first.
+fn behind(sent: SendBuffer) -> Option<Box<Wire>> {
+    (!sent.is_empty()).then(|| {
+        Box::new(Wire {
+            clear: sent.len(),
+            send_buf: sent,
+            ..Wire::NONE
+        })
+    })
 }
 
 /// The outcome of a ClientHello.
@@ -560,8 +590,7 @@ fn choose(
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
-            .field("recv_buf", &self.recv_buf.len())
-            .field("send_buf", &self.send_buf.len())
+            .field("wire", &self.wire())
             .field("peer_closed", &self.peer_closed)
             .field("notified", &self.notified)
             .finish_non_exhaustive()
