@@ -49,12 +49,6 @@ impl Liveness {
         self.server
     }
 
-    /// Whether there is memory for a slot.
-    #[inline]
-    pub(crate) fn has(&self, index: u32) -> bool {
-        self.slot(index).is_some()
-    }
-
     /// Requests memory for a slot.
     pub(crate) fn try_reserve(&self, index: u32) -> Result<(), TryReserveError> {
         let (chunk, size, _) = Self::place(index);

@@ -5,6 +5,9 @@
 const MAX_KEPT: usize = 128 * 1024;
 /// Spare buffers of each kind: enough for one iteration, bounded by 64 × 128 KiB.
 const MAX_SPARE: usize = 64;
+/// A larger buffer is not kept with spare parts of TLS sessions: 64 × 16 KiB in all.
+#[cfg(feature = "tls")]
+const MAX_IN_WIRE: usize = 16 * 1024;
 /// A buffer up to this size is small: kept apart, for bytes that stay beyond the turn.
 const SMALL: usize = 1024;
 
@@ -98,12 +101,14 @@ impl Buffers {
         self.wires.pop().unwrap_or_default()
     }
 
-    /// Takes back what nothing is buffered in.
+    /// Takes back the parts of a session that is idle, or over.
     #[inline]
     pub(super) fn give_wire(&mut self, mut wire: Box<Wire>) {
+        if !wire.is_empty() || wire.send_buf.capacity() > MAX_IN_WIRE {
+            wire.send_buf.clear(self);
+        }
         self.give(std::mem::take(&mut wire.recv_buf));
-        wire.send_buf.clear(self);
-        *wire = Wire::NONE;
+        (wire.clear, wire.overhead, wire.goodbye) = (0, 0, 0);
         if self.wires.len() < MAX_SPARE {
             self.wires.push(wire);
         }
