@@ -1,0 +1,5 @@
+//! What the model says, and that the code says the same.
+
+mod faults;
+mod lassos;
+mod properties;
