@@ -2,7 +2,8 @@
 
 use crate::{Fault, Flaw, Setting};
 
-/// Unread bytes of one connection. Only what they are worth counts: the rest of the bytes is below the model.
+/// Unread bytes of one connection. Only what they are worth counts: the rest of the bytes is below
+/// the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Wire {
     #[default]
@@ -57,6 +58,15 @@ pub struct Open {
 }
 
 impl Open {
+    /// Why the connection ends if its handler closes it now.
+    fn close_reason(&self, draining: bool) -> Reason {
+        match (self.finished, draining) {
+            (true, _) => Reason::Finished,
+            (false, true) => Reason::Drained,
+            (false, false) => Reason::Closed,
+        }
+    }
+
     /// Whether the handler has yet to hear of the drain.
     fn asked_to_drain(&self, draining: bool) -> bool {
         draining && !self.notified
@@ -86,9 +96,13 @@ pub enum Reason {
     ClosedEarly,
     /// The peer reset it.
     Reset,
-    /// Bytes that are no header, no handshake or no frame.
+    /// Bytes that are no header or no frame.
     Malformed,
-    /// Access rules or the service refused it.
+    /// Bytes that are no TLS, or EOF inside the handshake.
+    HandshakeFailed,
+    /// Access rules denied it.
+    Denied,
+    /// The service refused it.
     Refused,
     /// The cap was reached, and the listener refuses.
     AtCapacity,
@@ -113,6 +127,29 @@ pub enum Reason {
 }
 
 impl Reason {
+    pub const ALL: [Reason; 20] = [
+        Reason::Finished,
+        Reason::Truncated,
+        Reason::ClosedEarly,
+        Reason::Reset,
+        Reason::Malformed,
+        Reason::HandshakeFailed,
+        Reason::Denied,
+        Reason::Refused,
+        Reason::AtCapacity,
+        Reason::Closed,
+        Reason::Aborted,
+        Reason::Panicked,
+        Reason::HandshakeTimeout,
+        Reason::FrameTimeout,
+        Reason::IdleTimeout,
+        Reason::WriteTimeout,
+        Reason::Evicted,
+        Reason::Drained,
+        Reason::DrainTimeout,
+        Reason::Stopped,
+    ];
+
     /// Whether a connection that ends so promises that nothing was lost.
     fn loses_nothing(self) -> bool {
         matches!(self, Reason::Finished | Reason::Closed | Reason::Drained)
@@ -142,7 +179,8 @@ impl Deadline {
     ];
 }
 
-/// What the connection's turn makes of the bytes: the part that depends on their content and on the handler.
+/// What the connection's turn makes of the bytes: the part that depends on their content and on the
+/// handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reaction {
     /// Goes on. With no input: flushes, shuts down, or ends.
@@ -205,12 +243,12 @@ impl Conn {
         }
     }
 
-    /// Whether it has not sent a frame yet.
+    /// Whether it may be evicted: it has not sent a frame yet, and has not begun to end in order.
     pub fn pending(&self) -> bool {
         match self.life {
             Life::Accepting | Life::Handshaking => true,
             Life::Open(open) => !open.proven,
-            Life::Closing(_) => false,
+            Life::Closing(closing) => !closing.opened,
         }
     }
 
@@ -262,7 +300,8 @@ impl Conn {
         use Reaction::{Abort, Close, Malformed, Panic, Proceed, Refuse, Send};
         match (self.life, self.wire) {
             (Life::Accepting, Wire::Whole) => &[Proceed, Malformed, Refuse],
-            (Life::Handshaking, Wire::Whole) => &[Proceed, Malformed, Refuse],
+            // The service is asked before TLS begins.
+            (Life::Handshaking, Wire::Whole) => &[Proceed, Malformed],
             (Life::Open(_), Wire::Whole) if !setting.reactions => &[Proceed, Close],
             (Life::Open(_), Wire::Whole) => &[Proceed, Send, Malformed, Close, Abort, Panic],
             // The peer has half-closed, or the server drains: the handler is asked.
@@ -283,7 +322,7 @@ impl Conn {
     pub fn turn(mut self, setting: &Setting, reaction: Reaction, draining: bool) -> Step {
         let wire = std::mem::take(&mut self.wire);
         if wire == Wire::Reset {
-            return self.ended(Reason::Reset);
+            return self.cut_short(Reason::Reset);
         }
         match self.life {
             Life::Accepting | Life::Handshaking => self.turn_before_open(setting, wire, reaction),
@@ -302,7 +341,13 @@ impl Conn {
                 Fate::Lives(self).into()
             }
             (Wire::Whole, Reaction::Refuse) => self.closes(Reason::Refused),
+            (Wire::Whole, _) if self.life == Life::Handshaking => {
+                self.closes(Reason::HandshakeFailed)
+            }
             (Wire::Whole, _) => self.closes(Reason::Malformed),
+            (Wire::Nothing, _) if self.half_closed && self.life == Life::Handshaking => {
+                self.ended(Reason::HandshakeFailed)
+            }
             (Wire::Nothing, _) if self.half_closed => self.ended(Reason::ClosedEarly),
             _ => Fate::Lives(self).into(),
         }
@@ -318,10 +363,10 @@ impl Conn {
     ) -> Step {
         // Only bytes of the peer move the idle deadline.
         open.idle_moved |= wire != Wire::Nothing;
-        let closes_as = match wire {
+        match wire {
             Wire::Part => {
-                open.frame_moved |=
-                    open.inside_frame && setting.has(Fault::TrickleMovesFrameDeadline);
+                let moves = setting.has(Fault::TrickleMovesFrameDeadline);
+                open.frame_moved |= open.inside_frame && moves;
                 open.inside_frame = true;
                 self.life = Life::Open(open);
                 return Fate::Lives(self).into();
@@ -331,24 +376,17 @@ impl Conn {
                 open.frame_moved = false;
                 open.proven = true;
                 self.evictable = false;
-                Reason::Closed
             }
-            _ if open.asked_to_drain(draining) => {
-                open.notified = true;
-                Reason::Drained
-            }
+            _ if open.asked_to_drain(draining) => open.notified = true,
             _ if open.inside_frame => return self.closes(Reason::Truncated),
-            _ => {
-                open.finished = true;
-                Reason::Finished
-            }
-        };
+            _ => open.finished = true,
+        }
         open.output |= reaction == Reaction::Send;
         self.life = Life::Open(open);
         match reaction {
             Reaction::Proceed | Reaction::Send | Reaction::Refuse => Fate::Lives(self).into(),
             Reaction::Malformed => self.closes(Reason::Malformed),
-            Reaction::Close => self.closes(closes_as),
+            Reaction::Close => self.closes(open.close_reason(draining)),
             Reaction::Abort => self.ended(Reason::Aborted),
             Reaction::Panic => self.closes(Reason::Panicked),
         }
@@ -384,7 +422,8 @@ impl Conn {
                 self.evictable = true;
                 Fate::Lives(self).into()
             }
-            (_, Deadline::Handshake) => self.closes(Reason::HandshakeTimeout),
+            // There is nothing to flush yet.
+            (_, Deadline::Handshake) => self.ended(Reason::HandshakeTimeout),
             (Life::Open(open), Deadline::Idle) if open.idle_moved => {
                 self.life = Life::Open(Open {
                     idle_moved: false,
@@ -403,26 +442,21 @@ impl Conn {
             (_, Deadline::Frame) => self.closes(Reason::FrameTimeout),
             // What the peer does not take is not flushed either.
             (_, Deadline::Write) => self.ended(Reason::WriteTimeout),
-            (Life::Closing(closing), Deadline::Closing) => {
-                let silent = setting.has(Fault::SilentLoss);
-                let lossy = closing.output && closing.reason.loses_nothing() && !silent;
-                self.ended(if lossy {
-                    Reason::WriteTimeout
-                } else {
-                    closing.reason
-                })
+            (Life::Closing(closing), Deadline::Closing) if setting.has(Fault::SilentLoss) => {
+                self.ended(closing.reason)
             }
+            (Life::Closing(_), Deadline::Closing) => self.cut_short(Reason::WriteTimeout),
             (_, Deadline::Closing) => Fate::Lives(self).into(),
         }
     }
 
     /// The handler acts outside its turn: in a timer, or for a message.
-    pub fn local(mut self, setting: &Setting, reaction: Reaction) -> Step {
+    pub fn local(mut self, setting: &Setting, reaction: Reaction, draining: bool) -> Step {
         let Life::Open(open) = self.life else {
             return Fate::Lives(self).into();
         };
         match reaction {
-            Reaction::Close => self.closes(Reason::Closed),
+            Reaction::Close => self.closes(open.close_reason(draining)),
             Reaction::Abort => self.ended(Reason::Aborted),
             Reaction::Panic => self.closes(Reason::Panicked),
             _ => {
@@ -457,12 +491,20 @@ impl Conn {
             fin: false,
             opened,
         });
-        self.evictable = false;
+        self.evictable &= !opened;
         // Nothing of it will be delivered, so that it does not matter any more what it is worth.
         if self.wire == Wire::Whole {
             self.wire = Wire::Part;
         }
         Fate::Lives(self).into()
+    }
+
+    /// Ends at once. The reason is that of the close, if it has lost nothing.
+    pub fn cut_short(self, reason: Reason) -> Step {
+        match self.life {
+            Life::Closing(closing) if !closing.output => self.ended(closing.reason),
+            _ => self.ended(reason),
+        }
     }
 
     /// Ends at once.

@@ -1,8 +1,11 @@
 //! Runs without end, under weak fairness.
 //!
-//! stateright's `eventually` follows paths to their ends and knows no cycles. A promise is broken by a run without end,
-//! though: it comes to states from which the same steps go round for ever, and the promise stays open in all of them. Such
-//! a run exists if, and only if, the reachable states in which the promise is open have a strongly connected component
+//! stateright's `eventually` follows paths to their ends and knows no cycles. A promise is broken
+//! by a run without end,
+//! though: it comes to states from which the same steps go round for ever, and the promise stays
+//! open in all of them. Such
+//! a run exists if, and only if, the reachable states in which the promise is open have a strongly
+//! connected component
 //! that is fair: no class of actions can be taken in each of its states and is taken in none.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -58,7 +61,8 @@ where
     M::State: Clone + Eq + Hash,
     M::Action: Copy + Eq,
 {
-    /// Visits all states, breadth-first. `progress` gets the numbers of visited and of known states.
+    /// Visits all states, breadth-first. `progress` gets the numbers of visited and of known
+    /// states.
     pub fn explore(model: &M, progress: impl FnMut(usize, usize)) -> Self {
         Self::explore_until(model, progress, |_| false)
     }
@@ -171,7 +175,8 @@ where
                 .filter_map(|edge| (promise.class)(edge.weight()));
             classes.fold(0u128, |set, class| set | 1 << class)
         };
-        // What each class of the first state asks of a run: that it takes the class, or comes where the class is impossible.
+        // What each class of the first state asks of a run: that it takes the class, or comes where
+        // the class is impossible.
         let asked = component
             .iter()
             .fold(u128::MAX, |set, state| set & enabled(*state));

@@ -1,14 +1,23 @@
 //! A model of one listener and its connections, small enough to visit each of its states.
 //!
-//! It is written from the design's sections "The life of a connection" and "The life of a listener", not from the code:
-//! it would not repeat a mistake of the code. It knows states, deadlines and reasons, but neither bytes nor durations: a deadline
+//! It is written from the design's sections "The life of a connection" and "The life of a
+//! listener", not from the code:
+//! it would not repeat a mistake of the code. It knows states, deadlines and reasons, but neither
+//! bytes nor durations: a deadline
 //! in force may pass at any time. `tests/README.md` says what is proven.
 
+pub mod code;
 pub mod connection;
+pub mod events;
 pub mod fairness;
+#[cfg(not(feature = "tls"))]
+mod insecure;
 pub mod listener;
 pub mod liveness;
 pub mod safety;
+#[cfg(feature = "tls")]
+mod secure;
+pub mod table;
 pub mod world;
 
 /// The bounds of a world, and what can happen in it.
@@ -38,6 +47,8 @@ pub struct Setting {
     pub owner: bool,
     /// Handlers send, abort and panic in the turn, and bytes may be malformed.
     pub reactions: bool,
+    /// The world remembers why each client has gone.
+    pub reasons: bool,
     /// A planted fault.
     pub fault: Option<Fault>,
 }
@@ -69,6 +80,7 @@ impl Setting {
         local: true,
         owner: true,
         reactions: true,
+        reasons: false,
         fault: None,
     };
 
@@ -115,6 +127,87 @@ impl Setting {
         ..Setting::CAP
     };
 
+    /// The settings in which the server is compared with the model. A world with TLS needs the
+    /// feature `tls`.
+    pub const PLAYED: [Setting; 6] = [
+        Setting {
+            reactions: false,
+            local: false,
+            foreign: false,
+            evicts: false,
+            ..Setting::ONE.played(1)
+        },
+        Setting {
+            tls: false,
+            evicts: false,
+            ..Setting::ONE.played(1)
+        },
+        Setting {
+            denies: true,
+            proxy: true,
+            reactions: false,
+            ..Setting::CAP.played(2)
+        },
+        Setting {
+            denies: true,
+            reactions: false,
+            ..Setting::REFUSE.played(2)
+        },
+        Setting {
+            reactions: false,
+            ..Setting::FDS.played(2)
+        },
+        Setting::TWO.played(2),
+    ];
+
+    /// The same with more clients, and with everything that a handler can do.
+    pub const PLAYED_LONGER: [Setting; 6] = [
+        Setting {
+            reactions: false,
+            local: false,
+            foreign: false,
+            evicts: false,
+            ..Setting::ONE.played(1)
+        },
+        Setting {
+            tls: false,
+            evicts: false,
+            ..Setting::ONE.played(1)
+        },
+        Setting {
+            denies: true,
+            proxy: true,
+            local: true,
+            ..Setting::CAP.played(2)
+        },
+        Setting {
+            denies: true,
+            reactions: false,
+            ..Setting::REFUSE.played(2)
+        },
+        Setting {
+            reactions: false,
+            ..Setting::FDS.played(2)
+        },
+        Setting {
+            reactions: true,
+            ..Setting::TWO.played(2)
+        },
+    ];
+
+    /// Whether this build can play it.
+    pub fn can_be_played(&self) -> bool {
+        cfg!(feature = "tls") || !self.tls
+    }
+
+    const fn played(self, clients: usize) -> Setting {
+        Setting {
+            clients,
+            reasons: true,
+            ..self
+        }
+    }
+
     /// The settings that a test visits.
     pub const SMALL: [Setting; 5] = [
         Setting::ONE,
@@ -124,7 +217,8 @@ impl Setting {
         Setting::TWO,
     ];
 
-    /// The settings of the program `prove`: as those, with more clients, and with everything that a handler can do.
+    /// The settings of the program `prove`: as those, with more clients, and with everything that a
+    /// handler can do.
     pub const LARGE: [Setting; 6] = [
         Setting::ONE,
         Setting {

@@ -81,7 +81,8 @@ impl Listener {
         }
     }
 
-    /// The cap is reached, or is not any more. `full` if a client more has neither a slot nor a connection that can be
+    /// The cap is reached, or is not any more. `full` if a client more has neither a slot nor a
+    /// connection that can be
     /// evicted for it.
     pub fn follow_cap(&mut self, setting: &Setting, full: bool) {
         match self.state {

@@ -11,7 +11,8 @@ pub struct Property {
     pub name: &'static str,
     /// The promise to this client is open.
     open: fn(&Setting, &World, usize) -> bool,
-    /// The promise is about runs in which this happens finitely often. The client is the one it is made to.
+    /// The promise is about runs in which this happens finitely often. The client is the one it is
+    /// made to.
     finite: fn(&Action, usize) -> bool,
 }
 
@@ -65,7 +66,8 @@ impl Property {
     }
 }
 
-/// Steps of the loop that go round by themselves, without anything from outside and without time: a loop that spins.
+/// Steps of the loop that go round by themselves, without anything from outside and without time: a
+/// loop that spins.
 pub fn spins(reachable: &Reachable<Setting>) -> Option<Lasso<Action>> {
     reachable.circle(&|action| {
         matches!(
@@ -75,7 +77,8 @@ pub fn spins(reachable: &Reachable<Setting>) -> Option<Lasso<Action>> {
     })
 }
 
-/// The loop takes its turns, deadlines pass, the kernel has descriptors again, and the owner resumes. Peers, handlers and
+/// The loop takes its turns, deadlines pass, the kernel has descriptors again, and the owner
+/// resumes. Peers, handlers and
 /// other parts of the process owe nothing.
 fn class(action: Action) -> Option<u32> {
     let of_client = |client: usize, kind: usize| {

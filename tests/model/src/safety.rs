@@ -2,12 +2,13 @@
 
 use stateright::Property;
 
-use crate::connection::Life;
+use crate::connection::{Deadline, Life};
 use crate::listener::State;
 use crate::world::Client;
 use crate::{Flaw, Setting};
 
-/// The properties that stateright checks. Those of `sometimes` show that the others do not hold for want of cases.
+/// The properties that stateright checks. Those of `sometimes` show that the others do not hold for
+/// want of cases.
 pub fn properties() -> Vec<Property<Setting>> {
     let always = Property::<Setting>::always;
     let sometimes = Property::<Setting>::sometimes;
@@ -34,9 +35,10 @@ pub fn properties() -> Vec<Property<Setting>> {
             usize::try_from(world.handlers) == Ok(alive)
         }),
         always("every connection has a deadline", |setting, world| {
+            let ends = |deadline| deadline != Deadline::FirstFrame;
             world
                 .connections()
-                .all(|(_, conn)| conn.deadlines(setting).next().is_some())
+                .all(|(_, conn)| conn.deadlines(setting).any(ends))
         }),
         always("a listener that waits is not registered", |_, world| {
             world.listener.registered == (world.listener.state == State::Listening)
@@ -73,7 +75,7 @@ pub fn properties() -> Vec<Property<Setting>> {
                 .clients
                 .iter()
                 .take(setting.clients)
-                .all(|client| *client == Client::Gone)
+                .all(|client| matches!(client, Client::Gone(_)))
         }),
     ]
 }

@@ -9,14 +9,16 @@ use crate::{Fault, Flaw, Setting};
 /// Clients of the largest world.
 pub const MAX_CLIENTS: usize = 4;
 
-/// One client. Clients connect in the order of their numbers: that is no loss, since nothing else tells them apart.
+/// One client. Clients connect in the order of their numbers: that is no loss, since nothing else
+/// tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Client {
     Absent,
     /// In the backlog.
     Waiting,
     Connected(Conn),
-    Gone,
+    /// Why, if the setting asks for it.
+    Gone(Option<Reason>),
 }
 
 /// Whether the server drains.
@@ -137,9 +139,10 @@ impl World {
         self.clients[number] = Client::Connected(conn);
     }
 
-    /// Accepts the first client in the backlog and closes it at once: counted, but no connection is made of it.
-    fn turn_away(&mut self, number: usize) {
-        self.clients[number] = Client::Gone;
+    /// Accepts the first client in the backlog and closes it at once: counted, but no connection is
+    /// made of it.
+    fn turn_away(&mut self, setting: &Setting, number: usize, reason: Reason) {
+        self.clients[number] = Client::Gone(setting.reasons.then_some(reason));
     }
 
     /// Carries out a step of connection `number`.
@@ -162,21 +165,21 @@ impl World {
                 self.balance -= if twice { 2 } else { 1 };
                 self.handlers -= i8::from(before.opened() && !forgets);
                 self.fds -= u8::from(!leaks);
-                self.clients[number] = Client::Gone;
+                self.clients[number] = Client::Gone(setting.reasons.then_some(reason));
                 self.listener.end_pause(setting);
             }
         }
     }
 
-    fn end(&mut self, setting: &Setting, number: usize, reason: Reason) {
+    fn cut_short(&mut self, setting: &Setting, number: usize, reason: Reason) {
         if let Client::Connected(conn) = self.clients[number] {
-            self.settle(setting, number, conn.ended(reason));
+            self.settle(setting, number, conn.cut_short(reason));
         }
     }
 
     fn end_all(&mut self, setting: &Setting, reason: Reason) {
         for number in 0..MAX_CLIENTS {
-            self.end(setting, number, reason);
+            self.cut_short(setting, number, reason);
         }
     }
 
@@ -195,26 +198,34 @@ impl World {
 
     /// One try of accept.
     fn accept(&mut self, setting: &Setting, denied: bool) {
+        // Both are checked before the kernel looks for a client.
+        if self.is_full(setting) && !setting.refuses {
+            return;
+        }
+        if !self.has_fd(setting) {
+            return self.listener.pause(setting);
+        }
         let Some(number) = self.first_waiting() else {
             self.listener.ready = false;
             return;
         };
-        // Checked before accept.
-        if self.is_full(setting) && !setting.refuses {
-            return;
-        }
-        let evicted = self.evictable().filter(|_| self.open() >= setting.cap);
-        if !self.has_fd(setting) && evicted.is_none() {
-            return self.listener.pause(setting);
-        }
         // Denied clients cost no slot, and refused ones neither.
-        if denied || self.is_full(setting) {
-            return self.turn_away(number);
+        if denied {
+            return self.turn_away(setting, number, Reason::Denied);
         }
-        if let Some(evicted) = evicted {
-            self.end(setting, evicted, Reason::Evicted);
+        if self.is_full(setting) {
+            return self.turn_away(setting, number, Reason::AtCapacity);
+        }
+        if self.open() >= setting.cap && !setting.has(Fault::CapOffByOne) {
+            self.evict(setting);
         }
         self.admit(setting, number);
+    }
+
+    fn evict(&mut self, setting: &Setting) {
+        if let Some(number) = self.evictable() {
+            self.cut_short(setting, number, Reason::Evicted);
+        }
     }
 
     /// What follows from the new state without waiting for anything.
@@ -242,7 +253,7 @@ impl World {
             .iter_mut()
             .filter(|client| **client == Client::Waiting)
         {
-            *client = Client::Gone;
+            *client = Client::Gone(None);
         }
     }
 
@@ -271,7 +282,7 @@ impl World {
                 Client::Absent => return,
                 Client::Waiting => actions.push(Action::GiveUp(number)),
                 Client::Connected(conn) => self.push_peer(number, conn, actions),
-                Client::Gone => {}
+                Client::Gone(_) => {}
             }
         }
     }
@@ -382,7 +393,7 @@ impl World {
         let draining = self.draining();
         let step = match action {
             Action::Turn(_, reaction) => conn.turn(setting, reaction, draining),
-            Action::Local(_, reaction) => conn.local(setting, reaction),
+            Action::Local(_, reaction) => conn.local(setting, reaction, draining),
             Action::Expire(_, deadline) => conn.expire(setting, deadline),
             Action::TakeOutput(_) => Fate::Lives(conn.take_output().unwrap_or(conn)).into(),
             _ => {
@@ -410,7 +421,7 @@ impl World {
                     self.listener.client();
                 }
             }
-            Action::GiveUp(number) => self.clients[number] = Client::Gone,
+            Action::GiveUp(number) => self.clients[number] = Client::Gone(None),
             Action::TakeFd => self.foreign_fds += 1,
             Action::FreeFd => self.foreign_fds -= 1,
             Action::Accept => self.accept(setting, false),

@@ -1,4 +1,5 @@
-//! In every state of the small worlds each property of safety holds, and from each state what is promised happens at last.
+//! In every state of the small worlds each property of safety holds, and from each state what is
+//! promised happens at last.
 
 use model::fairness::Reachable;
 use model::{liveness, Setting};

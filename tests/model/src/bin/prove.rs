@@ -2,14 +2,16 @@
 //!
 //!     cargo run --release -p portcullis-model --bin prove
 //!
-//! For each setting: the number of states, and each property. A property that does not hold comes with the shortest way to it.
+//! For each setting: the number of states, and each property. A property that does not hold comes
+//! with the shortest way to it.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use model::events::{visit, Timer};
 use model::fairness::Reachable;
-use model::{liveness, Setting};
+use model::{code, liveness, Setting};
 use stateright::{Expectation, Model};
 
 /// How often the progress is printed: once for so many states.
@@ -19,6 +21,12 @@ fn main() -> ExitCode {
     let mut all = true;
     for setting in Setting::LARGE {
         all &= prove(&setting);
+    }
+    for setting in Setting::PLAYED_LONGER
+        .iter()
+        .filter(|setting| setting.can_be_played())
+    {
+        all &= compare(setting);
     }
     ExitCode::from(u8::from(!all))
 }
@@ -69,5 +77,29 @@ fn prove(setting: &Setting) -> bool {
         liveness::spins(&reachable).map(|run| run.to_string()),
     );
     println!("  {:.1} s", began.elapsed().as_secs_f64());
+    all
+}
+
+/// Plays each step between two worlds that wait, in the simulator.
+fn compare(setting: &Setting) -> bool {
+    let mut all = true;
+    for timer in Timer::ALL {
+        let began = Instant::now();
+        let ways = visit(setting, timer, true).ways;
+        let mut wrong = ways
+            .iter()
+            .filter_map(|way| code::play(setting, timer, way).err());
+        // The others may follow from the first one.
+        if let Some(what) = wrong.next() {
+            all = false;
+            println!("  DIFFERS {what}");
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        println!(
+            "{}, {timer:?}: {} steps played, {seconds:.1} s",
+            setting.name,
+            ways.len()
+        );
+    }
     all
 }
