@@ -1,14 +1,16 @@
 //! One listener: when it is registered, and what each accept error means.
 //!
 //! ```text
-//! Listening --cap reached--> Full --slot freed--> Listening
+//! Listening --cap or pending limit reached, none to evict--> Full
+//! Full --slot freed, or one to evict--> Listening
+//! Listening --accept rate reached--> RateLimited --next token--> Listening
 //! Listening --EMFILE ENFILE ENOBUFS ENOMEM--> OutOfFds --interval over, or fd closed--> Listening
 //! Listening <--suspend/resume--> Suspended          any --close/drain--> Closed
 //! ```
 //!
-//! In Full, OutOfFds and Suspended it is deregistered. [`Listener::registered`] is what the kernel
-//! has confirmed, never what is wanted; the reactor makes one follow the other, and retries by
-//! timer.
+//! In Full, RateLimited, OutOfFds and Suspended it is deregistered. [`Listener::registered`] is what
+//! the kernel has confirmed, never what is wanted; the reactor makes one follow the other, and
+//! retries by timer. A drain resumes a suspended listener, and closes it once its backlog is empty.
 
 use std::io;
 use std::net::IpAddr;
