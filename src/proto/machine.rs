@@ -407,7 +407,7 @@ impl Machine {
     }
 
     /// True if nothing more can arrive: FIN was read, or close_notify.
-    fn is_input_over(&self) -> bool {
+    pub(crate) fn is_input_over(&self) -> bool {
         let notified = || {
             self.tls
                 .as_ref()

@@ -182,8 +182,10 @@ fn is_silent<S>(conns: &Connections<S>, id: ConnId) -> bool {
 
 /// Everything that the kernel has is read, and the first frame is incomplete.
 fn waits_for_peer<S>(conn: &Connection<S>) -> bool {
+    // Behind the end of its input nothing is read, so that an event leaves it readable.
+    let is_read = !conn.readable || conn.machine.is_congested() || conn.machine.is_input_over();
     !conn.queued
-        && (!conn.readable || conn.machine.is_congested())
+        && is_read
         && !conn.retry
         && !conn.paused_for_memory
         && conn.machine.awaits_first_frame()

@@ -624,6 +624,37 @@ fn a_connection_that_waits_for_the_server_is_not_evicted() {
     assert_eq!(sim.state(newcomer), ClientState::Connected);
 }
 
+/// Keeps a connection whose peer has finished, and has more to say than the kernel accepts.
+struct Talks;
+
+impl Handler for Talks {
+    fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+        Ok(())
+    }
+
+    fn on_finish(&mut self, cx: &mut Context<'_>) -> Outcome {
+        cx.conn.send(&[0; 1000])?;
+        Ok(())
+    }
+}
+
+/// Output that it does not read is no reason to keep it: the peer keeps the server waiting.
+#[test]
+fn a_connection_that_has_finished_without_a_frame_is_evicted() {
+    for reads in [true, false] {
+        let mut sim = Sim::new(1, Config::max_connections(1), ());
+        let addr = sim.listen(plain(), |_: &mut (), _| Talks).expect("listen");
+        let silent = connect(&mut sim, addr, 1)[0];
+        sim.set_send_buffer(silent, 16);
+        sim.set_reading(silent, reads);
+        sim.finish(silent);
+        sim.advance(Duration::from_secs(2));
+        let newcomer = connect(&mut sim, addr, 1)[0];
+        assert_eq!(sim.stats().closed(CloseReason::Evicted), 1, "{reads}");
+        assert_eq!(sim.state(newcomer), ClientState::Connected);
+    }
+}
+
 /// However many older connections wait for this server, the silent ones behind them make room: at
 /// the server's cap, and at a listener's own.
 #[test]

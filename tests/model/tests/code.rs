@@ -4,8 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use model::connection::Reason;
-use model::events::{visit, Change, Stage, Timer};
+use model::connection::{Reaction, Reason};
+use model::events::{visit, Change, Event, Stage, Timer};
 use model::{code, table, Setting};
 use portcullis::{CloseReason, State};
 
@@ -30,6 +30,25 @@ fn each_change_of_the_model_is_one_of_the_code() {
     }
     assert!(changes.len() > 300, "{}", changes.len());
     reasons_are_complete(&changes);
+}
+
+/// A peer that has finished without a frame, and reads nothing, keeps the server waiting: it may be evicted.
+#[test]
+fn output_that_is_not_read_keeps_no_silent_connection() {
+    let setting = Setting {
+        local: true,
+        reasons: true,
+        ..Setting::CAP
+    };
+    let keep = Event::HalfClose(0, Reaction::Proceed);
+    let send = Event::Local(0, Reaction::Send);
+    let connect = Event::Connect { denied: false };
+    for way in [
+        [connect, keep, send, Event::TimePasses, connect],
+        [connect, Event::TimePasses, keep, send, connect],
+    ] {
+        assert_eq!(code::play(&setting, Timer::FirstFrame, &way), Ok(()));
+    }
 }
 
 /// Each reason of the code is one that the model reached, or is listed as one that it does not
