@@ -8,8 +8,8 @@
 //! Listening <--suspend/resume--> Suspended          any --close/drain--> Closed
 //! ```
 //!
-//! In Full, RateLimited, OutOfFds and Suspended it is deregistered. [`Listener::registered`] is what
-//! the kernel has confirmed, never what is wanted; the reactor makes one follow the other, and
+//! In Full, RateLimited, OutOfFds and Suspended it is deregistered. [`Listener::registered`] is
+//! what the kernel has confirmed, never what is wanted; the reactor makes one follow the other, and
 //! retries by timer. A drain resumes a suspended listener, and closes it once its backlog is empty.
 
 use std::io;

@@ -268,8 +268,8 @@ impl Quiet {
             };
             passed |= self.take(setting, Action::Expire(number, deadline));
             // The timer has found that the deadline had moved: it passes, too.
-            if matches!(conn.life, Life::Open(open) if open.idle_moved && deadline == Deadline::Idle)
-            {
+            let had_moved = matches!(conn.life, Life::Open(open) if open.idle_moved);
+            if had_moved && deadline == Deadline::Idle {
                 self.take(setting, Action::Expire(number, deadline));
             }
         }

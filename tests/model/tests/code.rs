@@ -32,7 +32,8 @@ fn each_change_of_the_model_is_one_of_the_code() {
     reasons_are_complete(&changes);
 }
 
-/// A peer that has finished without a frame, and reads nothing, keeps the server waiting: it may be evicted.
+/// A peer that has finished without a frame, and reads nothing, keeps the server waiting: it may be
+/// evicted.
 #[test]
 fn output_that_is_not_read_keeps_no_silent_connection() {
     let setting = Setting {
