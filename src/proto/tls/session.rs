@@ -257,6 +257,7 @@ impl Session {
         Ok(())
     }
 
+    #[inline]
     fn take_input(&mut self) -> Vec<u8> {
         self.wire
             .as_mut()
@@ -265,6 +266,7 @@ impl Session {
     }
 
     /// What is left of the input waits for more.
+    #[inline]
     fn keep_input(&mut self, input: Vec<u8>, buffers: &mut Buffers) {
         if input.is_empty() {
             buffers.give(input);
@@ -280,6 +282,7 @@ impl Session {
     ///
     /// Returns how many bytes of `plain` were encrypted. TLS's own bytes may be pending, and bytes
     /// from before an upgrade.
+    #[inline]
     pub(in crate::proto) fn encrypt(
         &mut self,
         plain: [&[u8]; 2],
@@ -324,6 +327,7 @@ impl Session {
     }
 
     /// True if plaintext can be encrypted, and no ciphertext of earlier plaintext is pending.
+    #[inline]
     fn can_encrypt(&self) -> bool {
         let wire = self.wire();
         let encrypted = wire
@@ -431,7 +435,8 @@ impl Session {
         }
     }
 
-    /// Gives the buffers back: the connection is over.
+    /// Gives the buffers back: the connection is over, or idle.
+    #[inline]
     pub(in crate::proto) fn clear(&mut self, buffers: &mut Buffers) {
         if let Some(wire) = self.wire.take() {
             buffers.give_wire(wire);
