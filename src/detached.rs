@@ -7,8 +7,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use socket::{Direction, Limit, Stream};
@@ -18,6 +17,8 @@ use crate::addr::Addr;
 use crate::handle::Wake;
 use crate::id::ConnId;
 use crate::proto::{DetachedIo, EndLimits, Time};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::Mutex;
 
 /// One read from the socket under TLS: a record and its header (RFC 8446 section 5.2).
 const READ_SIZE: usize = 0x4000 + 256 + 5;
@@ -492,5 +493,7 @@ impl fmt::Debug for Detached {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 mod tests;

@@ -167,6 +167,7 @@ mod shards;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod stats;
+mod sync;
 mod tree;
 
 pub use access::{AccessRule, AccessRules};

@@ -315,3 +315,6 @@ where
         }),
     }
 }
+
+#[cfg(all(test, loom, feature = "sim"))]
+mod models;

@@ -4,12 +4,12 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
 
 use crate::proto::Time;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// One write to a Unix socket: a longer one waits several times.
 const MAX_UNIX_WRITE: usize = 16 * 1024;

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::error::HandleError;
 use crate::catch::catch;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// The result of a job on the loop, to be awaited: from [`Handle::ask`](crate::Handle::ask).
 ///
@@ -146,3 +147,6 @@ impl<R> fmt::Debug for Answer<R> {
         f.debug_struct("Answer").finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, loom))]
+mod models;

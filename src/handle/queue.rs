@@ -4,9 +4,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::liveness::Liveness;
@@ -17,6 +15,8 @@ use crate::id::ConnId;
 use crate::logs;
 use crate::proto::Chunk;
 use crate::stats::Stats;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{current, Mutex, MutexGuard, ThreadId};
 
 /// Makes the loop's poll return, from any thread.
 pub(crate) trait Wake: Send + Sync {
@@ -183,7 +183,7 @@ impl<A> Shared<A> {
             urgent: AtomicUsize::new(0),
             wake,
             published,
-            looping: thread::current().id(),
+            looping: current().id(),
             #[cfg(all(feature = "record", feature = "sim"))]
             is_replay: AtomicBool::new(false),
         }
@@ -262,7 +262,7 @@ impl<A> Shared<A> {
 
     /// A blocking call on this thread would wait for itself.
     pub(super) fn is_on_own_thread(&self) -> bool {
-        self.looping == thread::current().id() && !self.is_closed()
+        self.looping == current().id() && !self.is_closed()
     }
 
     /// True if this server gave the id.
@@ -436,6 +436,9 @@ impl<A> Queue<A> {
         }
     }
 }
+
+#[cfg(all(test, loom))]
+mod models;
 
 #[cfg(test)]
 mod tests {

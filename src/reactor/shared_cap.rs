@@ -2,12 +2,13 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use crate::detached::Permit;
 use crate::handle::Wake;
 use crate::logs;
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// The permits that several servers share.
 ///
@@ -512,5 +513,7 @@ impl Drop for CapShare {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(all(test, feature = "sim"))]
 mod tests;

@@ -50,6 +50,9 @@ pub(super) struct Kernel {
     pub(super) descriptors: Descriptors,
     /// The waker was written to.
     pub(super) woken: Arc<AtomicBool>,
+    /// Rung with it: other threads of a model wake this server.
+    #[cfg(all(test, loom))]
+    pub(super) bell: Arc<crate::sync::models::Bell>,
     pub(super) trace: Trace,
     /// Events handed out.
     pub(super) delivered: u64,
@@ -123,6 +126,8 @@ impl Kernel {
             joined: Vec::new(),
             descriptors: Descriptors::default(),
             woken: Arc::default(),
+            #[cfg(all(test, loom))]
+            bell: Arc::default(),
             trace: Trace::new(),
             delivered: 0,
             was_idle: false,

@@ -267,6 +267,20 @@ impl<A> Sim<A> {
         self.reactor.share_cap(cap, index);
     }
 
+    /// Runs the server as a thread of a model, like `Server::run`. No time passes: the poll sleeps
+    /// until another thread wakes it. Ends after a stop or drain, or once `is_over`.
+    #[cfg(all(test, loom))]
+    pub(crate) fn run_in_model(&mut self, is_over: impl Fn(&Self) -> bool) {
+        let bell = Arc::clone(&self.kernel.borrow().bell);
+        while !self.reactor.take_stopped() && self.drain_report().is_none() && !is_over(self) {
+            let sleeps = self.next_timeout() != Some(Duration::ZERO);
+            if sleeps && !self.kernel.borrow_mut().has_news() {
+                bell.wait();
+            }
+            self.step();
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn listener_visits(&self) -> usize {
         self.reactor.core().listener_visits()

@@ -74,11 +74,17 @@ impl SimOs {
 }
 
 /// Ends the sleep of the next poll, from any thread.
-struct SimWake(Arc<AtomicBool>);
+struct SimWake {
+    woken: Arc<AtomicBool>,
+    #[cfg(all(test, loom))]
+    bell: Arc<crate::sync::models::Bell>,
+}
 
 impl Wake for SimWake {
     fn wake(&self) -> io::Result<()> {
-        self.0.store(true, Ordering::SeqCst);
+        self.woken.store(true, Ordering::SeqCst);
+        #[cfg(all(test, loom))]
+        self.bell.ring();
         Ok(())
     }
 }
@@ -131,7 +137,12 @@ impl Os for SimOs {
     }
 
     fn waker(&self) -> Box<dyn Wake> {
-        Box::new(SimWake(Arc::clone(&self.0.borrow().woken)))
+        let kernel = self.0.borrow();
+        Box::new(SimWake {
+            woken: Arc::clone(&kernel.woken),
+            #[cfg(all(test, loom))]
+            bell: Arc::clone(&kernel.bell),
+        })
     }
 
     fn listen(

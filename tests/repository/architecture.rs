@@ -40,7 +40,12 @@ fn sources() -> Vec<Source> {
         code: code_of(&fs::read_to_string(&path).expect("readable")),
     });
     sources
-        .filter(|source| !source.name.contains("/tests/") && !source.name.ends_with("/tests.rs"))
+        .filter(|source| !source.name.contains("/tests/"))
+        .filter(|source| {
+            !["tests.rs", "models.rs"]
+                .iter()
+                .any(|name| source.name.ends_with(name))
+        })
         .collect()
 }
 
