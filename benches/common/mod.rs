@@ -1,12 +1,16 @@
 //! What the benches on real sockets share.
 #![allow(dead_code)] // each uses its part
 
+pub mod chart;
+pub mod fan_out;
 pub mod load;
+pub mod machine;
 pub mod process;
 #[cfg(feature = "record")]
 pub mod recorded;
 #[cfg(feature = "aws-lc-rs")]
 pub mod site;
+pub mod spread;
 #[cfg(feature = "aws-lc-rs")]
 pub mod tls_stream;
 

@@ -1,6 +1,6 @@
 //! Servers and clients as processes of their own: a program that starts itself.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub struct Process {
     child: Child,
     out: BufReader<ChildStdout>,
     /// When it closes the process ends, whatever becomes of us.
-    _input: ChildStdin,
+    input: ChildStdin,
 }
 
 impl Process {
@@ -51,11 +51,7 @@ impl Process {
             .expect("a process");
         let out = BufReader::new(child.stdout.take().expect("piped"));
         let input = child.stdin.take().expect("piped");
-        Self {
-            child,
-            out,
-            _input: input,
-        }
+        Self { child, out, input }
     }
 
     /// The next line that it prints.
@@ -63,6 +59,15 @@ impl Process {
         let mut line = String::new();
         self.out.read_line(&mut line).expect("a line");
         line.trim().to_owned()
+    }
+
+    /// Sends it a line ([`commands`]).
+    pub fn say(&mut self, line: &str) {
+        writeln!(self.input, "{line}").expect("it reads");
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Processor time so far, of all its threads.
@@ -74,6 +79,22 @@ impl Process {
             line.split(' ').next()?.parse::<u64>().ok()
         });
         Duration::from_nanos(times.sum())
+    }
+
+    /// A field of `proc_pid_status(5)`, in bytes: VmRSS is its memory, VmHWM the most that it had.
+    pub fn status(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+            .expect("Linux's /proc");
+        let mut lines = status.lines().map(|line| line.split_whitespace());
+        let value = lines.find_map(|mut words| {
+            let is_it = words.next()?.strip_suffix(':')? == field;
+            if is_it {
+                words.next()?.parse::<u64>().ok()
+            } else {
+                None
+            }
+        });
+        value.expect("a number") * 1024
     }
 
     /// Bytes that are its own: not those of the program and its libraries.
@@ -103,11 +124,30 @@ pub fn end_with_parent() {
     });
 }
 
+/// As [`end_with_parent`], calling `act` with each line that the parent sends.
+pub fn commands(mut act: impl FnMut(&str) + Send + 'static) {
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            act(&line);
+        }
+        std::process::exit(0);
+    });
+}
+
 /// Only processor number `wanted` from now on, if there is one.
 #[cfg(target_os = "linux")]
 pub fn pin(wanted: usize) {
+    pin_to([wanted]);
+}
+
+/// Only these processors from now on, if there are any.
+#[cfg(target_os = "linux")]
+pub fn pin_to(wanted: impl IntoIterator<Item = usize>) {
     let mut processors = CpuSet::new();
-    if processors.set(wanted).is_ok() {
+    if wanted
+        .into_iter()
+        .all(|number| processors.set(number).is_ok())
+    {
         restore(Some(processors));
     }
 }
@@ -127,6 +167,9 @@ fn restore(processors: Option<CpuSet>) {
 
 #[cfg(not(target_os = "linux"))]
 pub fn pin(_: usize) {}
+
+#[cfg(not(target_os = "linux"))]
+pub fn pin_to(_: impl IntoIterator<Item = usize>) {}
 
 #[cfg(not(target_os = "linux"))]
 fn processors() {}

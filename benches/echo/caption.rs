@@ -1,9 +1,9 @@
 //! The caption: method, machine, date, rounds, versions, and the reason for the most striking bar.
 
-use std::process::Command;
-
-use crate::foreign::{output, Foreign};
-use crate::results::{grouped, Row};
+use crate::common::machine::{machine, programs};
+use crate::common::spread::grouped;
+use crate::foreign::Foreign;
+use crate::results::Row;
 use crate::servers::{Kind, TASK_BUFFER};
 use crate::Options;
 
@@ -40,7 +40,12 @@ pub fn caption(options: &Options, rows: &[Row], foreign: &Foreign) -> Vec<String
         ),
     ];
     paragraphs.extend(why_codec(rows));
-    paragraphs.push(format!("{}. {}.", machine(), programs(foreign)));
+    let compilers: Vec<String> = foreign
+        .present
+        .iter()
+        .map(|(_, name)| name.clone())
+        .collect();
+    paragraphs.push(format!("{}. {}.", machine(), programs(&CRATES, &compilers)));
     if !foreign.absent.is_empty() {
         let absent = foreign.absent.iter();
         let absent = absent.map(|(kind, reason)| format!("{} ({reason})", kind.name()));
@@ -69,37 +74,4 @@ fn why_codec(rows: &[Row]) -> Option<String> {
          The servers by hand and portcullis answer all frames of a read in one write. So does the \
          same codec with `feed` for each frame and one `flush`: {feed:.2}.{erlang}"
     ))
-}
-
-fn machine() -> String {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let processors = read("/proc/cpuinfo");
-    let named = |line: &&str| line.starts_with("model name");
-    let model = processors.lines().find(named);
-    let model = model.and_then(|line| line.split(": ").nth(1));
-    let many = processors.lines();
-    let many = many.filter(|line| line.starts_with("processor")).count();
-    let date = output(Command::new("date").args(["-u", "+%Y-%m-%d"]));
-    format!(
-        "Measured on {}: {many} × {}, Linux {}",
-        date.unwrap_or_default().trim(),
-        model.unwrap_or(std::env::consts::ARCH),
-        read("/proc/sys/kernel/osrelease").trim()
-    )
-}
-
-fn programs(foreign: &Foreign) -> String {
-    let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let version = output(Command::new(compiler).arg("--version")).unwrap_or_default();
-    let mut programs = vec![version.trim().to_owned()];
-    let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock");
-    let lock = std::fs::read_to_string(lock).unwrap_or_default();
-    programs.extend(CRATES.iter().filter_map(|name| {
-        let entry = format!("name = \"{name}\"\nversion = \"");
-        // Of several versions the newest is ours.
-        let (_, rest) = lock.rsplit_once(&entry)?;
-        Some(format!("{name} {}", rest.split('"').next()?))
-    }));
-    programs.extend(foreign.present.iter().map(|(_, compiler)| compiler.clone()));
-    programs.join(", ")
 }

@@ -1,8 +1,9 @@
 //! Servers in other languages, compiled when the bench starts, if their compiler is installed.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use crate::common::machine::output;
 use crate::servers::Kind;
 
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs");
@@ -17,8 +18,8 @@ pub struct Foreign {
 }
 
 impl Foreign {
-    /// Compiles the programs, and prints those left out.
-    pub fn compile() -> Self {
+    /// Compiles the programs of these kinds, and prints those left out.
+    pub fn compile(kinds: &[Kind]) -> Self {
         let folder = std::env::temp_dir().join(format!("portcullis-echo-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let mut foreign = Self {
@@ -26,10 +27,13 @@ impl Foreign {
             present: Vec::new(),
             absent: Vec::new(),
         };
-        let epoll = compile_c(&foreign.folder);
-        foreign.note(Kind::Epoll, epoll);
-        let erlang = compile_erlang(&foreign.folder);
-        foreign.note(Kind::Erlang, erlang);
+        for &kind in kinds {
+            let compiled = match kind {
+                Kind::Erlang => compile_erlang(&foreign.folder),
+                _ => compile_c(&foreign.folder),
+            };
+            foreign.note(kind, compiled);
+        }
         foreign
     }
 
@@ -88,16 +92,4 @@ fn compile_erlang(folder: &Path) -> Result<String, String> {
     let print = "io:put_chars(erlang:system_info(otp_release)),halt().";
     let release = output(Command::new("erl").args(["-noshell", "-eval", print]))?;
     Ok(format!("Erlang/OTP {}", release.trim()))
-}
-
-/// Standard output of a program, or the reason of its failure.
-pub fn output(command: &mut Command) -> Result<String, String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let run = command.stdin(Stdio::null()).output();
-    let run = run.map_err(|error| format!("{name}: {error}"))?;
-    if !run.status.success() {
-        let said = String::from_utf8_lossy(&run.stderr);
-        return Err(format!("{name}: {}: {}", run.status, said.trim()));
-    }
-    Ok(String::from_utf8_lossy(&run.stdout).into_owned())
 }

@@ -16,7 +16,6 @@
 //! absent they are left out.
 
 mod caption;
-mod chart;
 #[path = "../common/mod.rs"]
 mod common;
 mod foreign;
@@ -29,14 +28,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use common::chart;
 use common::load::{Load, Work};
 use common::process::{end_with_parent, pin, Process};
 use common::site::client_config;
+use common::spread::Spread;
 use common::tls_stream::TlsStream;
 use foreign::Foreign;
 use indicatif::ProgressBar;
 use portcullis::tls::rustls::ClientConfig;
-use results::{Cost, Memory, Row, Spread};
+use results::{panels, Cost, Memory, Row};
 use servers::Kind;
 
 /// Numbers of the processors.
@@ -123,7 +124,7 @@ fn main() {
     pin(CLIENTS);
     let descriptors = common::raise_descriptor_limit() as usize;
     options.idle = options.idle.min(descriptors.saturating_sub(300));
-    let foreign = Foreign::compile();
+    let foreign = Foreign::compile(&[Kind::Epoll, Kind::Erlang]);
     #[cfg(feature = "record")]
     if options.recorded {
         let progress = common::progress(TASKS.len() * options.rounds);
@@ -151,7 +152,8 @@ fn main() {
     progress.finish_and_clear();
     if options.bench {
         let caption = caption::caption(&options, &rows, &foreign);
-        chart::draw(&options.chart, &rows, &memory, &caption).expect("the chart can be written");
+        chart::draw(&options.chart, &panels(&rows, &memory), &caption)
+            .expect("the chart can be written");
         println!("\n{}", options.chart.display());
     }
 }

@@ -1,26 +1,8 @@
 //! Results, and their tables.
 
-use crate::common::median;
+use crate::common::chart::{Bar, Group, Section};
+use crate::common::spread::{grouped, Spread};
 use crate::servers::Kind;
-
-/// Median and range of a figure over the rounds.
-#[derive(Clone, Copy)]
-pub struct Spread {
-    pub median: f64,
-    pub least: f64,
-    pub most: f64,
-}
-
-impl Spread {
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
-        let values: Vec<f64> = values.into_iter().collect();
-        Self {
-            median: median(values.iter().copied()),
-            least: values.iter().copied().fold(f64::INFINITY, f64::min),
-            most: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        }
-    }
-}
 
 /// Cost of a message with one kind of server.
 pub struct Cost {
@@ -101,14 +83,61 @@ impl Memory {
     }
 }
 
-/// A whole number with its thousands separated.
-pub fn grouped(number: f64) -> String {
-    let digits = format!("{number:.0}");
-    let parts: Vec<&str> = digits
-        .as_bytes()
-        .rchunks(3)
-        .rev()
-        .map(|part| std::str::from_utf8(part).unwrap_or_default())
-        .collect();
-    parts.join(",")
+/// Returns the panels of the chart.
+pub fn panels(rows: &[Row], memory: &[Memory]) -> [Section; 3] {
+    [costs(rows, false), costs(rows, true), bytes(memory)]
+}
+
+/// Ratios of the rows with or without TLS. All rows have one scale, so that bars compare.
+fn costs(rows: &[Row], tls: bool) -> Section {
+    let all = rows.iter().flat_map(|row| &row.costs);
+    let most = all.map(|cost| cost.ratio.most).fold(1.0, f64::max);
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.tls == tls).collect();
+    let reference = rows.first().map_or("", |row| row.costs[0].kind.name());
+    let over = if tls { "TLS 1.3" } else { "Plain TCP" };
+    let bar = |cost: &Cost| Bar {
+        name: cost.kind.name(),
+        ours: cost.kind.is_portcullis(),
+        value: cost.ratio,
+        median: format!("{:.2}", cost.ratio.median),
+        range: format!("{:.2}–{:.2}", cost.ratio.least, cost.ratio.most),
+        cost: format!("{:.2} µs", cost.microseconds),
+    };
+    let group = |row: &Row| Group {
+        title: row.name.to_owned(),
+        cost: "per message",
+        bars: row.costs.iter().map(bar).collect(),
+        most,
+        reference: Some(1.0),
+    };
+    Section {
+        heading: format!("{over}: messages per processor time, {reference} = 1; longer is better"),
+        groups: rows.into_iter().map(group).collect(),
+    }
+}
+
+fn bytes(memory: &[Memory]) -> Section {
+    let bar = |&(kind, value): &(Kind, Spread)| Bar {
+        name: kind.name(),
+        ours: kind.is_portcullis(),
+        value,
+        median: grouped(value.median),
+        range: format!("{}–{}", grouped(value.least), grouped(value.most)),
+        cost: String::new(),
+    };
+    let group = |memory: &Memory| {
+        let most = memory.bytes.iter().map(|(_, bytes)| bytes.most);
+        let over = if memory.tls { "TLS 1.3" } else { "Plain TCP" };
+        Group {
+            title: format!("{over}, {} connections", grouped(memory.connections as f64)),
+            cost: "",
+            most: most.fold(1.0, f64::max),
+            bars: memory.bytes.iter().map(bar).collect(),
+            reference: None,
+        }
+    };
+    Section {
+        heading: "Bytes of memory for each idle connection; shorter is better".to_owned(),
+        groups: memory.iter().map(group).collect(),
+    }
 }

@@ -1,7 +1,7 @@
 //! The servers: the same echo in each way.
 
-mod on_mio;
-mod on_tokio;
+pub mod on_mio;
+pub mod on_tokio;
 
 use std::net::SocketAddr;
 
@@ -119,7 +119,7 @@ pub fn serve(kind: Kind) {
 }
 
 /// Prints the address, and over TLS the certificate in hexadecimal.
-fn print_addr(addr: SocketAddr, site: Option<&Site>) {
+pub fn print_addr(addr: SocketAddr, site: Option<&Site>) {
     println!("{addr}");
     if let Some(site) = site {
         let digits = site.certificate.iter().map(|byte| format!("{byte:02x}"));
@@ -127,7 +127,7 @@ fn print_addr(addr: SocketAddr, site: Option<&Site>) {
     }
 }
 
-fn config() -> Config {
+pub fn config() -> Config {
     Config::max_connections(raise_descriptor_limit().saturating_sub(50) as usize)
 }
 
@@ -143,7 +143,7 @@ fn by_portcullis(mut server: Server, site: Option<Site>) {
 }
 
 /// Length of the complete frames at the start of `bytes`.
-fn whole(bytes: &[u8]) -> usize {
+pub fn whole(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(&[high, low]) = bytes.get(at..at + 2) {
         let end = at + 2 + usize::from(u16::from_be_bytes([high, low]));

@@ -16,12 +16,12 @@ const LISTENER: Token = Token(usize::MAX);
 const SCRATCH: usize = 64 * 1024;
 
 /// Reads, answers and writes: false when the connection is over.
-trait Drive {
+pub trait Drive {
     fn drive(&mut self, stream: &mut TcpStream, event: &Event, scratch: &mut [u8]) -> bool;
 }
 
-/// Echoes on connections whose state `connect` makes.
-fn run<C: Drive>(site: Option<&Site>, connect: impl Fn() -> C) {
+/// Echoes on connections whose state `connect` makes. Calls `turned` after each iteration.
+pub fn run<C: Drive>(site: Option<&Site>, connect: impl Fn() -> C, mut turned: impl FnMut()) {
     let mut poll = Poll::new().expect("a poll");
     let mut events = Events::with_capacity(1024);
     let mut listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
@@ -32,7 +32,11 @@ fn run<C: Drive>(site: Option<&Site>, connect: impl Fn() -> C) {
     let mut connections: slab::Slab<(TcpStream, C)> = slab::Slab::new();
     let mut scratch = vec![0; SCRATCH];
     loop {
-        poll.poll(&mut events, None).expect("a poll");
+        match poll.poll(&mut events, None) {
+            // As when the process was stopped.
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            polled => polled.expect("a poll"),
+        }
         for event in &events {
             if event.token() == LISTENER {
                 while let Ok((mut stream, _)) = listener.accept() {
@@ -53,16 +57,17 @@ fn run<C: Drive>(site: Option<&Site>, connect: impl Fn() -> C) {
                 connections.remove(event.token().0);
             }
         }
+        turned();
     }
 }
 
 pub fn plain() {
-    run(None, Plain::default);
+    run(None, Plain::default, || {});
 }
 
 /// Start of an incomplete frame, and output that the kernel has not taken yet.
 #[derive(Default)]
-struct Plain {
+pub struct Plain {
     partial: Vec<u8>,
     unsent: Vec<u8>,
 }
@@ -106,10 +111,11 @@ impl Drive for Plain {
 }
 
 pub fn tls(site: Site) {
-    run(Some(&site), || Tls {
+    let connect = || Tls {
         tls: ServerConnection::new(Arc::clone(&site.server)).expect("a session"),
         partial: Vec::new(),
-    });
+    };
+    run(Some(&site), connect, || {});
 }
 
 /// The session, which buffers output, and the start of an incomplete frame.

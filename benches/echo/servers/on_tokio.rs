@@ -14,7 +14,7 @@ use super::{print_addr, whole};
 use crate::common::site::Site;
 
 /// TCP, or TLS over it.
-trait Io: AsyncRead + AsyncWrite + Unpin {}
+pub trait Io: AsyncRead + AsyncWrite + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Io for S {}
 
@@ -93,7 +93,8 @@ async fn send_each(stream: impl Io) -> io::Result<()> {
     Ok(())
 }
 
-async fn echo(mut stream: impl Io) -> io::Result<()> {
+/// Echoes packet-2.
+pub async fn echo(mut stream: impl Io) -> io::Result<()> {
     let mut input = Vec::with_capacity(super::TASK_BUFFER);
     loop {
         input.reserve(super::TASK_BUFFER);

@@ -1,4 +1,4 @@
-//! The chart: a group of bars for each table, and the caption below.
+//! The charts: a group of bars for each table, and the caption below.
 
 use std::error::Error;
 use std::path::Path;
@@ -6,8 +6,7 @@ use std::path::Path;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use crate::results::{grouped, Memory, Row, Spread};
-use crate::servers::Kind;
+use super::spread::Spread;
 
 const WIDTH: i32 = 860;
 const MARGIN: i32 = 16;
@@ -30,38 +29,39 @@ const OTHERS: RGBColor = RGBColor(0xb4, 0xbe, 0xc8);
 const INK: RGBColor = RGBColor(0x1c, 0x22, 0x28);
 const FAINT: RGBColor = RGBColor(0x5b, 0x66, 0x70);
 
-struct Bar {
-    kind: Kind,
-    value: Spread,
-    median: String,
+/// Median, least and most of a server, as a bar with a whisker and as text.
+pub struct Bar {
+    pub name: &'static str,
+    /// Whether the server is this crate.
+    pub ours: bool,
+    pub value: Spread,
+    pub median: String,
     /// The least and the most of the rounds.
-    range: String,
-    /// The cost in itself.
-    cost: String,
+    pub range: String,
+    /// The cost in itself; empty where the bar shows it.
+    pub cost: String,
 }
 
-struct Group {
-    title: String,
-    bars: Vec<Bar>,
+/// The servers on the same work.
+pub struct Group {
+    pub title: String,
+    /// Heading of the bars' costs.
+    pub cost: &'static str,
+    pub bars: Vec<Bar>,
     /// The value at the right end.
-    most: f64,
+    pub most: f64,
     /// A value with a line through all bars.
-    reference: Option<f64>,
+    pub reference: Option<f64>,
 }
 
-struct Section {
-    heading: String,
-    groups: Vec<Group>,
+/// Groups with a heading.
+pub struct Section {
+    pub heading: String,
+    pub groups: Vec<Group>,
 }
 
 /// Writes the chart.
-pub fn draw(
-    path: &Path,
-    rows: &[Row],
-    memory: &[Memory],
-    caption: &[String],
-) -> Result<(), Box<dyn Error>> {
-    let sections = [costs(rows, false), costs(rows, true), bytes(memory)];
+pub fn draw(path: &Path, sections: &[Section], caption: &[String]) -> Result<(), Box<dyn Error>> {
     let lines: Vec<Vec<String>> = caption.iter().map(|text| wrapped(text)).collect();
     let height = sections.iter().map(Section::height).sum::<i32>()
         + lines
@@ -72,7 +72,7 @@ pub fn draw(
     let root = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut top = MARGIN;
-    for section in &sections {
+    for section in sections {
         section.draw(&root, top)?;
         top += section.height();
     }
@@ -88,62 +88,6 @@ pub fn draw(
     }
     root.present()?;
     Ok(())
-}
-
-/// Ratios of the rows with or without TLS. All rows have one scale, so that bars compare.
-fn costs(rows: &[Row], tls: bool) -> Section {
-    let all = rows.iter().flat_map(|row| &row.costs);
-    let most = all.map(|cost| cost.ratio.most).fold(1.0, f64::max);
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.tls == tls).collect();
-    let reference = rows.first().map_or("", |row| row.costs[0].kind.name());
-    let over = if tls { "TLS 1.3" } else { "Plain TCP" };
-    let group = |row: &Row| Group {
-        title: row.name.to_owned(),
-        bars: row
-            .costs
-            .iter()
-            .map(|cost| Bar {
-                kind: cost.kind,
-                value: cost.ratio,
-                median: format!("{:.2}", cost.ratio.median),
-                range: format!("{:.2}–{:.2}", cost.ratio.least, cost.ratio.most),
-                cost: format!("{:.2} µs", cost.microseconds),
-            })
-            .collect(),
-        most,
-        reference: Some(1.0),
-    };
-    Section {
-        heading: format!("{over}: messages per processor time, {reference} = 1; longer is better"),
-        groups: rows.into_iter().map(group).collect(),
-    }
-}
-
-fn bytes(memory: &[Memory]) -> Section {
-    let group = |memory: &Memory| {
-        let most = memory.bytes.iter().map(|(_, bytes)| bytes.most);
-        let over = if memory.tls { "TLS 1.3" } else { "Plain TCP" };
-        Group {
-            title: format!("{over}, {} connections", grouped(memory.connections as f64)),
-            most: most.fold(1.0, f64::max),
-            bars: memory
-                .bytes
-                .iter()
-                .map(|&(kind, value)| Bar {
-                    kind,
-                    value,
-                    median: grouped(value.median),
-                    range: format!("{}–{}", grouped(value.least), grouped(value.most)),
-                    cost: String::new(),
-                })
-                .collect(),
-            reference: None,
-        }
-    };
-    Section {
-        heading: "Bytes of memory for each idle connection; shorter is better".to_owned(),
-        groups: memory.iter().map(group).collect(),
-    }
 }
 
 impl Section {
@@ -179,14 +123,17 @@ impl Group {
         text(root, "median", (MEDIAN, top + 3), 11, FAINT)?;
         text(root, "least–most", (RANGE, top + 3), 11, FAINT)?;
         if self.bars.iter().any(|bar| !bar.cost.is_empty()) {
-            text(root, "per message", (COST, top + 3), 11, FAINT)?;
+            text(root, self.cost, (COST, top + 3), 11, FAINT)?;
         }
         let top = top + TITLE;
         for (number, bar) in self.bars.iter().enumerate() {
             let y = top + number as i32 * BAR;
-            let ours = bar.kind.is_portcullis();
-            let (color, ink) = if ours { (OURS, OURS) } else { (OTHERS, INK) };
-            text(root, bar.kind.name(), (MARGIN, y + 1), 13, ink)?;
+            let (color, ink) = if bar.ours {
+                (OURS, OURS)
+            } else {
+                (OTHERS, INK)
+            };
+            text(root, bar.name, (MARGIN, y + 1), 13, ink)?;
             let corners = [(LEFT, y), (at(bar.value.median).max(LEFT + 1), y + BAR - 5)];
             root.draw(&Rectangle::new(corners, color.filled()))?;
             let (least, most) = (at(bar.value.least), at(bar.value.most));
