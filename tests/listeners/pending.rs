@@ -633,7 +633,7 @@ impl Handler for Talks {
     }
 
     fn on_finish(&mut self, cx: &mut Context<'_>) -> Outcome {
-        cx.conn.send(&[0; 1000])?;
+        cx.conn.send([0; 1000])?;
         Ok(())
     }
 }
