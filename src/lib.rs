@@ -116,7 +116,6 @@
 //!   (`operating`).
 //! - `sim`: the simulator, for tests of your handlers.
 //! - `record`: `Server::recorded`, which records what the system calls return. With `sim`, replays.
-//! - `arbitrary`: scripts for the simulator, made by a fuzzer.
 
 #![forbid(unsafe_code)]
 #![warn(

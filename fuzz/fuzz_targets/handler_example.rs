@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::Sim;
+use portcullis::sim::{Script, Sim};
 use portcullis::{Config, Context, Framing, Handler, Listen, Outcome};
 
 /// Stands for your own: it keeps a running total, and must not be made to overflow it.
@@ -20,11 +20,11 @@ impl Handler for MyHandler {
     }
 }
 
-fuzz_target!(|script: portcullis::sim::Script| {
+fuzz_target!(|input: &[u8]| {
     let mut sim = Sim::new(0, Config::new(), ());
     let listen = Listen::tcp("127.0.0.1:0", Framing::Line); // as in your program
     let addr = sim
         .listen(listen, |_app, _peer| MyHandler::default())
         .unwrap();
-    sim.play(addr, &script);
+    sim.play(addr, &Script::from_bytes(input));
 });

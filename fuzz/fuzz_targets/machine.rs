@@ -4,15 +4,17 @@
 //! whatever has happened, time leads to the end.
 #![no_main]
 
+mod input;
+
 use std::time::Duration;
 
 use kit::naive;
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, Callback, ConnModel, Input};
 use portcullis::{AccessRules, Listen, ProxyProtocol};
 
-#[derive(Arbitrary, Debug)]
+#[derive(Debug)]
 struct Case {
     /// From 192 on behind a proxy.
     framing: u8,
@@ -22,6 +24,23 @@ struct Case {
     timeouts: [u8; 4],
     linger_bytes: u8,
     inputs: Vec<Input>,
+}
+
+impl<'a> Arbitrary<'a> for Case {
+    fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let mut case = Self {
+            framing: input.arbitrary()?,
+            max_frame: input.arbitrary()?,
+            watermarks: input.arbitrary()?,
+            timeouts: input.arbitrary()?,
+            linger_bytes: input.arbitrary()?,
+            inputs: Vec::new(),
+        };
+        while !input.is_empty() {
+            case.inputs.push(input::one(input)?);
+        }
+        Ok(case)
+    }
 }
 
 impl Case {

@@ -5,15 +5,17 @@
 //! client gets the replies of an honest echo.
 #![no_main]
 
+mod input;
+
 use std::time::Duration;
 
 use kit::sim_tls;
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, Callback, ConnModel, Input};
 use portcullis::{Framing, Listen};
 
-#[derive(Arbitrary, Debug)]
+#[derive(Debug)]
 enum Op {
     /// The client sends a frame; over packet-1.
     Say(Vec<u8>),
@@ -37,14 +39,58 @@ enum Op {
     Happen(Input),
 }
 
-#[derive(Arbitrary, Debug)]
+#[derive(Debug)]
 struct Case {
-    /// Bit 0: no client at all. Bit 1: the connection is in the clear until the first frame. A byte, as the bool was that the
-    /// corpus was found with.
+    /// Bit 0: no client at all. Bit 1: the connection is in the clear until the first frame.
     start: u8,
     watermarks: [u8; 3],
     timeouts: [u8; 4],
     ops: Vec<Op>,
+}
+
+impl<'a> Arbitrary<'a> for Op {
+    /// One byte for the operation, and its operands.
+    fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(match input.arbitrary::<u8>()? % 32 {
+            0..=3 => Self::Say(input::bytes(input)?),
+            4 => Self::Goodbye,
+            5..=7 => Self::Arrive(input.arbitrary()?),
+            8..=10 => Self::ArriveAll,
+            11..=13 => Self::Change {
+                at: input.arbitrary()?,
+                by: input.arbitrary()?,
+            },
+            14 => Self::Lose {
+                at: input.arbitrary()?,
+                count: input.arbitrary()?,
+            },
+            15 => Self::Repeat {
+                at: input.arbitrary()?,
+                count: input.arbitrary()?,
+            },
+            16..=17 => Self::Noise {
+                at: input.arbitrary()?,
+                bytes: input::bytes(input)?,
+            },
+            18..=20 => Self::Listen,
+            _ => Self::Happen(input::one(input)?),
+        })
+    }
+}
+
+impl<'a> Arbitrary<'a> for Case {
+    fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let mut case = Self {
+            start: input.arbitrary()?,
+            watermarks: input.arbitrary()?,
+            timeouts: input.arbitrary()?,
+            ops: Vec::new(),
+        };
+        while !input.is_empty() {
+            case.ops.push(input.arbitrary()?);
+        }
+        Ok(case)
+    }
 }
 
 /// What the handler upgrades at.

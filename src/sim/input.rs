@@ -7,7 +7,6 @@ use crate::reason::CloseReason;
 /// One input of one connection. Inputs from outside are noticed at the next [`Input::Turn`] or
 /// [`Input::Step`], in any combination.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 #[non_exhaustive]
 pub enum Input {
     /// The service admits the peer, once. An outgoing connection gets connected.
@@ -55,7 +54,6 @@ pub enum Input {
 
 /// An action of a handler on its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 #[non_exhaustive]
 pub enum Action {
     /// Sends the frame back. Outside [`Input::OnFrame`], an empty one.

@@ -54,6 +54,7 @@
 
 mod addrs;
 mod answer;
+mod bytes;
 mod clients;
 mod conn_model;
 mod coverage;

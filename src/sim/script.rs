@@ -9,7 +9,6 @@ use crate::id::ConnId;
 
 /// One operation. Clients and connections are named by number, modulo their count.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 #[non_exhaustive]
 pub enum Op {
     /// A client connects.
@@ -102,19 +101,19 @@ pub enum Op {
 
 /// A list of [`Op`]s.
 ///
-/// With the feature `arbitrary` a fuzzer makes scripts. A fuzz target for a handler of your own is
-/// five lines:
+/// A fuzzer makes scripts of its inputs. A fuzz target for a handler of your own is five lines:
 ///
 /// ```text
-/// fuzz_target!(|script: portcullis::sim::Script| {
+/// fuzz_target!(|input: &[u8]| {
 ///     let mut sim = Sim::new(0, Config::new(), ());
 ///     let listen = Listen::tcp("127.0.0.1:0", Framing::Line); // as in your program
 ///     let addr = sim.listen(listen, |_app, _peer| MyHandler::default()).unwrap();
-///     sim.play(addr, &script);
+///     sim.play(addr, &Script::from_bytes(input));
 /// });
 /// ```
+///
+/// [`Script::to_bytes`] makes seeds for its corpus.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 pub struct Script {
     /// The operations, in order.
     pub ops: Vec<Op>,

@@ -27,6 +27,9 @@ use subject::{Action, App};
 /// The most that handlers do of themselves in one world: a timer that sets itself again must end some time.
 const ACTIONS: usize = 256;
 
+/// The most reads that clients cause with what they send in one world: more take seconds.
+const READS: usize = 10_000;
+
 struct Plan {
     setup: Setup,
     actions: Vec<Action>,
@@ -70,6 +73,8 @@ struct World<'a> {
     addrs: [SocketAddr; 2],
     clients: Vec<Client>,
     ids: Vec<ClientId>,
+    /// How many bytes the clients may still send.
+    room: usize,
 }
 
 fuzz_target!(init: subject::log_without_a_reader(), |plan: Plan| {
@@ -89,7 +94,9 @@ fuzz_target!(init: subject::log_without_a_reader(), |plan: Plan| {
 impl<'a> World<'a> {
     fn new(plan: &'a Plan) -> Self {
         let app = App::new(plan.actions.clone(), ACTIONS);
-        let mut sim = Sim::new(u64::from(plan.setup.seed), plan.setup.config(), app);
+        let config = plan.setup.config();
+        let room = config.budgets.read_bytes.saturating_mul(READS);
+        let mut sim = Sim::new(u64::from(plan.setup.seed), config, app);
         // Small frames take the way of large ones too.
         sim.set_large_frame(128);
         let handle = sim.handle();
@@ -108,6 +115,7 @@ impl<'a> World<'a> {
             addrs,
             clients: Vec::new(),
             ids: Vec::new(),
+            room,
         }
     }
 
@@ -161,6 +169,10 @@ impl<'a> World<'a> {
             return;
         };
         let wire = self.plan.setup.wire(at % 2, bytes);
+        if wire.len() > self.room {
+            return;
+        }
+        self.room -= wire.len();
         let client = &mut self.clients[at];
         self.sim
             .send(self.ids[at], std::mem::take(&mut client.header));

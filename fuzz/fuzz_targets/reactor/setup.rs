@@ -12,7 +12,6 @@ use portcullis::{
 };
 
 use crate::framing::framing;
-use crate::script::amount;
 use crate::subject::{tcp, App, Subject};
 
 const FULL: &[u8] = b"full\n";
@@ -228,6 +227,12 @@ impl Setup {
     pub fn is_wire_its_own_echo(&self, which: usize) -> bool {
         !matches!(self.framing(which), Framing::Custom(_))
     }
+}
+
+/// 0 to a million, close together at first and ever further apart.
+fn amount(byte: u8) -> usize {
+    let (steps, size) = (usize::from(byte % 16), byte / 16);
+    ((16 + steps) << size) - 16
 }
 
 /// What a client that was never open may have been told.
