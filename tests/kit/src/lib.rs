@@ -32,6 +32,7 @@ pub mod recorded;
 #[cfg(feature = "tls")]
 pub mod schedules;
 pub mod script;
+pub mod seeds;
 #[cfg(feature = "tls")]
 pub mod sim_tls;
 pub mod strings;
