@@ -167,6 +167,8 @@ mod shards;
 pub mod sim;
 mod stats;
 mod sync;
+#[cfg(test)]
+mod testing;
 mod tree;
 
 pub use access::{AccessRule, AccessRules};

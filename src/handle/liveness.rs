@@ -85,18 +85,45 @@ impl Liveness {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     #[test]
     fn each_slot_has_its_own_place() {
         let mut seen = std::collections::HashSet::new();
-        for index in 0..5 * LARGEST as u32 {
+        for index in 0..crate::testing::rounds(5 * LARGEST) as u32 {
             let (chunk, size, at) = Liveness::place(index);
             assert!(chunk < CHUNKS && at < size && size == (FIRST << chunk.min(32)).min(LARGEST));
             assert!(seen.insert((chunk, at)), "slot {index} shares a place");
         }
         let (chunk, size, at) = Liveness::place(MAX_CONNECTIONS as u32 - 1);
         assert!(chunk < CHUNKS && at < size, "the last id has a place");
+    }
+
+    /// Threads read without asking the loop. In Miri they read stale values too.
+    #[test]
+    fn no_thread_sees_an_earlier_connection_after_a_later_one() {
+        const LAST: u32 = 100;
+        let live = Liveness::default();
+        let id = |generation| ConnId::new(live.server(), 7, generation);
+        assert!(live.try_reserve(7).is_ok());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut latest = 0;
+                while latest < LAST {
+                    let seen = live.of(7).unwrap_or(0);
+                    assert!(seen == 0 || seen >= latest, "{seen} after {latest}");
+                    latest = latest.max(seen);
+                    thread::yield_now();
+                }
+            });
+            for generation in 1..LAST {
+                live.set(id(generation), true);
+                live.set(id(generation), false);
+            }
+            live.set(id(LAST), true);
+        });
     }
 
     #[test]

@@ -478,7 +478,7 @@ mod tests {
     /// Random chunks of every kind, taken in random pieces.
     #[test]
     fn every_kind_leaves_in_order_in_any_pieces() {
-        for seed in 0..200 {
+        for seed in 0..crate::testing::rounds(200) as u64 {
             let mut random = Random::new(seed);
             let (mut buffers, all) = (Buffers::default(), Rc::new(SharedPayloads::default()));
             let mut queue = SendQueue::default();

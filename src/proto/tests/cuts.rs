@@ -79,7 +79,7 @@ fn cuts_make_no_difference() {
         Framing::Delimited(3),
     ];
     let styles = [Style::Echo, Style::OneAtATime, Style::SlowReader];
-    for seed in 0..400 {
+    for seed in 0..crate::testing::rounds(400) as u64 {
         let mut random = Random::new(seed);
         let (framing, style) = (
             &framings[random.below(framings.len())],

@@ -219,7 +219,9 @@ fn no_frame_of_a_client_hello_is_delivered() {
             Framing::Delimited(2),
             Framing::Delimited(0xFF),
         ] {
-            for piece in [1, 2, 3, 5, 6, 7, 11, hello.len()] {
+            // Whole, in Miri.
+            let pieces = [hello.len(), 1, 2, 3, 5, 6, 7, 11];
+            for piece in pieces.into_iter().take(if cfg!(miri) { 1 } else { 8 }) {
                 let mut rig = Rig::open_with(&framing, limits(), echo);
                 for piece in hello.chunks(piece) {
                     rig.receive(piece);
