@@ -7,7 +7,7 @@ const MAX_KEPT: usize = 128 * 1024;
 const MAX_SPARE: usize = 64;
 /// A larger buffer is not kept with spare parts of TLS sessions: 64 × 16 KiB in all.
 #[cfg(feature = "tls")]
-const MAX_IN_WIRE: usize = 16 * 1024;
+const MAX_CIPHERTEXT: usize = 16 * 1024;
 /// A buffer up to this size is small: kept apart, for bytes that stay beyond the turn.
 const SMALL: usize = 1024;
 
@@ -18,7 +18,7 @@ pub(super) struct Buffers {
     small: Vec<Vec<u8>>,
     #[cfg(feature = "tls")]
     #[allow(clippy::vec_box)] // they stay in place while they change hands
-    wires: Vec<Box<Wire>>,
+    ciphertexts: Vec<Box<Ciphertext>>,
 }
 
 /// Returns the memory that `buffer` takes beyond the turn: see [`Buffers::shrink`].
@@ -97,28 +97,27 @@ impl Buffers {
 #[cfg(feature = "tls")]
 impl Buffers {
     #[inline]
-    pub(super) fn take_wire(&mut self) -> Box<Wire> {
-        self.wires.pop().unwrap_or_default()
+    pub(super) fn take_ciphertext(&mut self) -> Box<Ciphertext> {
+        self.ciphertexts.pop().unwrap_or_default()
     }
 
     /// Takes back the parts of a session that is idle, or over.
     #[inline]
-    pub(super) fn give_wire(&mut self, mut wire: Box<Wire>) {
-        if !wire.is_empty() || wire.send_buf.capacity() > MAX_IN_WIRE {
-            wire.send_buf.clear(self);
+    pub(super) fn give_ciphertext(&mut self, mut ciphertext: Box<Ciphertext>) {
+        if !ciphertext.is_empty() || ciphertext.send_buf.capacity() > MAX_CIPHERTEXT {
+            ciphertext.send_buf.clear(self);
         }
-        self.give(std::mem::take(&mut wire.recv_buf));
-        (wire.clear, wire.overhead, wire.goodbye) = (0, 0, 0);
-        if self.wires.len() < MAX_SPARE {
-            self.wires.push(wire);
+        self.give(std::mem::take(&mut ciphertext.recv_buf));
+        (ciphertext.clear, ciphertext.overhead, ciphertext.goodbye) = (0, 0, 0);
+        if self.ciphertexts.len() < MAX_SPARE {
+            self.ciphertexts.push(ciphertext);
         }
     }
 }
 
-/// The ciphertext of one TLS session in both directions: an idle one has none.
+/// The buffered ciphertext of one TLS session, in both directions: an idle one has none.
 #[cfg(feature = "tls")]
-#[derive(Debug)]
-pub(super) struct Wire {
+pub(super) struct Ciphertext {
     /// Incomplete records, and the records of an incomplete handshake message.
     pub(super) recv_buf: Vec<u8>,
     /// Ciphertext pending for the kernel.
@@ -132,7 +131,7 @@ pub(super) struct Wire {
 }
 
 #[cfg(feature = "tls")]
-impl Wire {
+impl Ciphertext {
     pub(super) const NONE: Self = Self {
         recv_buf: Vec::new(),
         send_buf: SendBuffer::new(),
@@ -150,7 +149,7 @@ impl Wire {
 }
 
 #[cfg(feature = "tls")]
-impl Default for Wire {
+impl Default for Ciphertext {
     fn default() -> Self {
         Self::NONE
     }

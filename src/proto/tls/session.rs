@@ -12,7 +12,7 @@ use super::client::{ClientTls, WithServer};
 use super::config::TlsConfig;
 use super::drive::{drive, Out, Side, Wish, MAX_PAYLOAD};
 use crate::catch::catch;
-use crate::proto::buffers::{retained, Buffers, SendBuffer, Wire};
+use crate::proto::buffers::{retained, Buffers, Ciphertext, SendBuffer};
 use crate::proto::send_queue::first_two;
 
 type Failed = Box<dyn StdError + Send + Sync>;
@@ -26,11 +26,11 @@ const ENCRYPT_CHUNK: usize = 64 * 1024;
 /// One connection's TLS, on either side.
 ///
 /// Ciphertext in, plaintext out, and back. Uses rustls' unbuffered connection, because an idle one
-/// costs 3.3 KB where the buffered one costs 7.4 KB. The [`Wire`] is ours, borrowed from the pool
-/// while a record is incomplete or unsent.
+/// costs 3.3 KB where the buffered one costs 7.4 KB. The [`Ciphertext`] is ours, borrowed from the
+/// pool while a record is incomplete or unsent.
 pub(in crate::proto) struct Session {
     stage: Stage,
-    wire: Option<Box<Wire>>,
+    ciphertext: Option<Box<Ciphertext>>,
     /// The first byte from the peer, which distinguishes TLS from other protocols.
     first: Option<u8>,
     /// The name in the ClientHello, which rustls' unbuffered connection does not expose; or, on the
@@ -65,7 +65,7 @@ impl Session {
     fn at(stage: Stage) -> Self {
         Self {
             stage,
-            wire: None,
+            ciphertext: None,
             first: None,
             server_name: None,
             config: None,
@@ -79,7 +79,7 @@ impl Session {
     /// For a connection that was open in the clear: behind the pending output from before.
     pub(in crate::proto) fn behind(config: &TlsConfig, sent: SendBuffer) -> Self {
         Self {
-            wire: behind(sent),
+            ciphertext: behind(sent),
             ..Self::new(config)
         }
     }
@@ -91,7 +91,7 @@ impl Session {
         buffers: &mut Buffers,
     ) -> Result<Self, Failed> {
         let mut session = Self {
-            wire: behind(sent),
+            ciphertext: behind(sent),
             server_name: Some(config.server()),
             ..Self::at(Stage::Client(config.connection()?))
         };
@@ -168,12 +168,12 @@ impl Session {
 
     /// Returns how many bytes of an incomplete record or handshake message have arrived.
     pub(in crate::proto) fn begun_bytes(&self) -> usize {
-        self.wire().recv_buf.len()
+        self.ciphertext().recv_buf.len()
     }
 
     #[inline]
-    fn wire(&self) -> &Wire {
-        self.wire.as_deref().unwrap_or(Wire::IDLE)
+    fn ciphertext(&self) -> &Ciphertext {
+        self.ciphertext.as_deref().unwrap_or(Ciphertext::IDLE)
     }
 
     /// Decrypts `wire` and appends the plaintext to `plain`. After a failure the alert for the peer
@@ -188,8 +188,8 @@ impl Session {
             return;
         }
         if let Err(error) = self.decrypt(wire, plain, buffers) {
-            if let Some(wire) = &mut self.wire {
-                buffers.give(std::mem::take(&mut wire.recv_buf));
+            if let Some(ciphertext) = &mut self.ciphertext {
+                buffers.give(std::mem::take(&mut ciphertext.recv_buf));
             }
             self.has_failed = true;
             self.failure = Some(match &self.server_name {
@@ -210,9 +210,11 @@ impl Session {
     ) -> Result<(), Failed> {
         self.first = self.first.or_else(|| wire.first().copied());
         if let Stage::Hello(acceptor, config) = &mut self.stage {
-            let Wire {
+            let Ciphertext {
                 send_buf, overhead, ..
-            } = &mut **self.wire.get_or_insert_with(|| buffers.take_wire());
+            } = &mut **self
+                .ciphertext
+                .get_or_insert_with(|| buffers.take_ciphertext());
             let before = send_buf.len();
             let greeted = read_hello(acceptor, config, wire, send_buf.tail(buffers));
             *overhead += send_buf.len() - before;
@@ -259,9 +261,9 @@ impl Session {
 
     #[inline]
     fn take_input(&mut self) -> Vec<u8> {
-        self.wire
+        self.ciphertext
             .as_mut()
-            .map(|wire| std::mem::take(&mut wire.recv_buf))
+            .map(|ciphertext| std::mem::take(&mut ciphertext.recv_buf))
             .unwrap_or_default()
     }
 
@@ -271,8 +273,8 @@ impl Session {
         if input.is_empty() {
             buffers.give(input);
         } else {
-            self.wire
-                .get_or_insert_with(|| buffers.take_wire())
+            self.ciphertext
+                .get_or_insert_with(|| buffers.take_ciphertext())
                 .recv_buf = input;
         }
     }
@@ -297,13 +299,13 @@ impl Session {
             room -= chunk.len();
             chunk
         });
-        let before = self.wire().overhead;
+        let before = self.ciphertext().overhead;
         if let Err(error) = self.wish(Wish::Encrypt(chunks), buffers) {
             // Worn out keys: close_notify is in the buffer, behind the last encrypted record.
             self.notified = true;
-            if let Some(wire) = &mut self.wire {
-                wire.goodbye = wire.overhead - before;
-                wire.overhead = before;
+            if let Some(ciphertext) = &mut self.ciphertext {
+                ciphertext.goodbye = ciphertext.overhead - before;
+                ciphertext.overhead = before;
             }
             return Err(error);
         }
@@ -329,11 +331,11 @@ impl Session {
     /// True if plaintext can be encrypted, and no ciphertext of earlier plaintext is pending.
     #[inline]
     fn can_encrypt(&self) -> bool {
-        let wire = self.wire();
-        let encrypted = wire
+        let ciphertext = self.ciphertext();
+        let encrypted = ciphertext
             .send_buf
             .len()
-            .saturating_sub(wire.clear + wire.overhead);
+            .saturating_sub(ciphertext.clear + ciphertext.overhead);
         encrypted == 0 && !self.notified && !self.is_handshaking()
     }
 
@@ -346,20 +348,22 @@ impl Session {
         let before = self.pending().len();
         let outcome = self.wish(Wish::CloseNotify, buffers);
         self.notified = true;
-        if let Some(wire) = &mut self.wire {
-            wire.goodbye = wire.send_buf.len().saturating_sub(before);
+        if let Some(ciphertext) = &mut self.ciphertext {
+            ciphertext.goodbye = ciphertext.send_buf.len().saturating_sub(before);
         }
         outcome
     }
 
     pub(in crate::proto) fn pending(&self) -> &[u8] {
-        self.wire().send_buf.pending()
+        self.ciphertext().send_buf.pending()
     }
 
     /// True if nothing is buffered in either direction.
     #[inline]
     pub(in crate::proto) fn is_idle(&self) -> bool {
-        self.wire.as_ref().is_none_or(|wire| wire.is_empty())
+        self.ciphertext
+            .as_ref()
+            .is_none_or(|ciphertext| ciphertext.is_empty())
     }
 
     /// Returns how many pending bytes are ciphertext of the application's.
@@ -371,25 +375,25 @@ impl Session {
     /// Returns how many pending bytes are TLS's own. They come first, but for the answer to a key
     /// update, and close_notify comes last.
     pub(in crate::proto) fn tls_overhead(&self) -> usize {
-        let wire = self.wire();
-        wire.overhead + wire.goodbye.min(wire.send_buf.len())
+        let ciphertext = self.ciphertext();
+        ciphertext.overhead + ciphertext.goodbye.min(ciphertext.send_buf.len())
     }
 
     #[inline]
     pub(in crate::proto) fn advance(&mut self, count: usize) {
-        let Some(wire) = &mut self.wire else {
+        let Some(ciphertext) = &mut self.ciphertext else {
             return;
         };
-        wire.send_buf.advance(count);
-        let clear = count.min(wire.clear);
-        wire.clear -= clear;
-        wire.overhead = wire.overhead.saturating_sub(count - clear);
+        ciphertext.send_buf.advance(count);
+        let clear = count.min(ciphertext.clear);
+        ciphertext.clear -= clear;
+        ciphertext.overhead = ciphertext.overhead.saturating_sub(count - clear);
     }
 
     /// Returns the bytes of ciphertext buffered in either direction.
     pub(in crate::proto) fn buffered(&self) -> usize {
-        let wire = self.wire();
-        wire.recv_buf.len() + wire.send_buf.len()
+        let ciphertext = self.ciphertext();
+        ciphertext.recv_buf.len() + ciphertext.send_buf.len()
     }
 
     /// Returns the memory of its buffers, and that of the peer's certificates. rustls keeps another
@@ -400,8 +404,8 @@ impl Session {
         } else {
             1
         };
-        let wire = self.wire();
-        let buffers = retained(&wire.recv_buf) * copies + wire.send_buf.memory();
+        let ciphertext = self.ciphertext();
+        let buffers = retained(&ciphertext.recv_buf) * copies + ciphertext.send_buf.memory();
         (buffers, self.peer_chain())
     }
 
@@ -415,31 +419,31 @@ impl Session {
     pub(in crate::proto) fn shrink(&mut self, buffers: &mut Buffers) {
         if self.is_idle() {
             self.clear(buffers);
-        } else if let Some(wire) = &mut self.wire {
-            buffers.shrink(&mut wire.recv_buf);
-            wire.send_buf.shrink(buffers);
+        } else if let Some(ciphertext) = &mut self.ciphertext {
+            buffers.shrink(&mut ciphertext.recv_buf);
+            ciphertext.send_buf.shrink(buffers);
         }
     }
 
     #[cfg(feature = "sim")]
     pub(in crate::proto) fn is_compact(&self) -> bool {
-        self.wire().send_buf.is_compact()
+        self.ciphertext().send_buf.is_compact()
     }
 
     /// Drops pending ciphertext.
     pub(in crate::proto) fn silence(&mut self, buffers: &mut Buffers) {
-        if let Some(wire) = &mut self.wire {
-            wire.send_buf.clear(buffers);
-            wire.clear = 0;
-            wire.overhead = 0;
+        if let Some(ciphertext) = &mut self.ciphertext {
+            ciphertext.send_buf.clear(buffers);
+            ciphertext.clear = 0;
+            ciphertext.overhead = 0;
         }
     }
 
     /// Gives the buffers back: the connection is over, or idle.
     #[inline]
     pub(in crate::proto) fn clear(&mut self, buffers: &mut Buffers) {
-        if let Some(wire) = self.wire.take() {
-            buffers.give_wire(wire);
+        if let Some(ciphertext) = self.ciphertext.take() {
+            buffers.give_ciphertext(ciphertext);
         }
     }
 
@@ -472,15 +476,15 @@ impl Session {
         }
         let Self {
             stage,
-            wire,
+            ciphertext,
             peer_closed,
             notified,
             ..
         } = self;
-        let wire = wire.get_or_insert_with(|| buffers.take_wire());
+        let ciphertext = ciphertext.get_or_insert_with(|| buffers.take_ciphertext());
         let out = Out {
-            send_buf: &mut wire.send_buf,
-            overhead: &mut wire.overhead,
+            send_buf: &mut ciphertext.send_buf,
+            overhead: &mut ciphertext.overhead,
             peer_closed,
         };
         let is_reading = matches!(wish, Wish::Nothing);
@@ -508,12 +512,12 @@ impl Session {
 }
 
 /// Pending output from before the session, which comes first.
-fn behind(sent: SendBuffer) -> Option<Box<Wire>> {
+fn behind(sent: SendBuffer) -> Option<Box<Ciphertext>> {
     (!sent.is_empty()).then(|| {
-        Box::new(Wire {
+        Box::new(Ciphertext {
             clear: sent.len(),
             send_buf: sent,
-            ..Wire::NONE
+            ..Ciphertext::NONE
         })
     })
 }
@@ -595,7 +599,8 @@ fn choose(
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
-            .field("wire", &self.wire())
+            .field("recv_buf", &self.begun_bytes())
+            .field("send_buf", &self.pending().len())
             .field("peer_closed", &self.peer_closed)
             .field("notified", &self.notified)
             .finish_non_exhaustive()
