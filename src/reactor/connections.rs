@@ -109,13 +109,9 @@ impl<S> Connections<S> {
     /// Whether there is memory for one connection more. If not, that is so until a slot is free.
     /// Before [`SharedCap::lock`]: the refusal is logged, which is foreign code.
     pub(super) fn has_memory(&mut self) -> bool {
-        let has_vacant = self.slots.has_vacant();
-        if has_vacant && self.slots.has_used() {
-            return true;
-        }
         let next = self.slots.vacant_key() as u32;
-        let shown = self.live.try_reserve(next);
-        if has_vacant && shown.is_ok() {
+        let is_known = self.slots.has_used() || self.live.try_reserve(next).is_ok();
+        if self.slots.has_vacant() && is_known {
             return true;
         }
         let slots = self.slots.len();
@@ -125,11 +121,8 @@ impl<S> Connections<S> {
         // A connection that comes back counts although the cap may be lower.
         let doubled = doubled.max(slots.saturating_add(1));
         let few = slots.saturating_add(MIN_SLOTS);
-        let granted = match has_vacant {
-            true => Ok(()),
-            false => self.request(doubled).or_else(|_| self.request(few)),
-        };
-        match shown.and(granted) {
+        let granted = self.request(doubled).or_else(|_| self.request(few));
+        match granted.and_then(|()| self.live.try_reserve(next)) {
             Ok(()) => {
                 self.is_refusal_logged = false;
                 true
