@@ -5,7 +5,7 @@
 //! calls on threads of the system; `tests/shards/` has whole servers.
 
 use super::*;
-use crate::sync::models::{check, check_deadlock, spawn, Bell};
+use crate::sync::models::{check, check_deadlock, spawn, Bell, JoinHandle};
 
 fn share(shared_cap: &Arc<SharedCap>, index: usize) -> (CapShare, Arc<Bell>) {
     let bell = Arc::new(Bell::default());
@@ -30,6 +30,14 @@ fn serve(share: &mut CapShare, bell: &Bell) {
     }
     // Before its handler runs.
     share.offer();
+}
+
+/// A server that waits for a permit. Its share lives on: the end of one wakes others.
+fn waiting(mut share: CapShare, bell: Arc<Bell>) -> JoinHandle<CapShare> {
+    spawn(move || {
+        serve(&mut share, &bell);
+        share
+    })
 }
 
 /// The connection ends, and its handler runs once more.
@@ -87,12 +95,9 @@ fn a_server_that_goes_to_rest_wakes_one_that_waits() {
     check("shared cap, rest", || {
         let shared_cap = Arc::new(SharedCap::new(1, 2));
         let (mut first, _) = share(&shared_cap, 0);
-        let (mut second, bell) = share(&shared_cap, 1);
+        let (second, bell) = share(&shared_cap, 1);
         assert!(first.take());
-        let waits = spawn(move || {
-            serve(&mut second, &bell);
-            second
-        });
+        let waits = waiting(second, bell);
         // Its connection ends within an iteration that runs no more foreign code.
         first.give_back();
         first.rest(true);
@@ -144,12 +149,9 @@ fn a_server_that_ends_leaves_its_permits_to_the_others() {
     check("shared cap, an end", || {
         let shared_cap = Arc::new(SharedCap::new(1, 2));
         let (mut first, _) = share(&shared_cap, 0);
-        let (mut second, bell) = share(&shared_cap, 1);
+        let (second, bell) = share(&shared_cap, 1);
         assert!(first.take());
-        let waits = spawn(move || {
-            serve(&mut second, &bell);
-            second
-        });
+        let waits = waiting(second, bell);
         drop(first);
         let second = waits.join();
         assert_eq!(shared_cap.taken(), 1);
@@ -164,13 +166,10 @@ fn the_permit_of_a_detached_connection_wakes_a_server() {
     check("shared cap, a detached permit", || {
         let shared_cap = Arc::new(SharedCap::new(1, 2));
         let (mut first, _) = share(&shared_cap, 0);
-        let (mut second, bell) = share(&shared_cap, 1);
+        let (second, bell) = share(&shared_cap, 1);
         assert!(first.take());
         let permit = first.detach();
-        let waits = spawn(move || {
-            serve(&mut second, &bell);
-            second
-        });
+        let waits = waiting(second, bell);
         let drops = spawn(move || drop(permit));
         // It may end meanwhile: the permit is not its own any more.
         drop(first);
@@ -185,11 +184,8 @@ fn the_permit_of_a_detached_connection_wakes_a_server() {
 fn a_raised_cap_wakes_a_server_that_waits() {
     check("shared cap, raised", || {
         let shared_cap = Arc::new(SharedCap::new(0, 1));
-        let (mut one, bell) = share(&shared_cap, 0);
-        let waits = spawn(move || {
-            serve(&mut one, &bell);
-            one
-        });
+        let (one, bell) = share(&shared_cap, 0);
+        let waits = waiting(one, bell);
         shared_cap.set_cap(1);
         drop(waits.join());
     });

@@ -160,40 +160,20 @@ impl Setting {
         Setting::TWO.played(2),
     ];
 
-    /// The same with more clients, and with everything that a handler can do.
-    pub const PLAYED_LONGER: [Setting; 6] = [
-        Setting {
-            reactions: false,
-            local: false,
-            foreign: false,
-            evicts: false,
-            ..Setting::ONE.played(1)
-        },
-        Setting {
-            tls: false,
-            evicts: false,
-            ..Setting::ONE.played(1)
-        },
-        Setting {
-            denies: true,
-            proxy: true,
+    /// The same, and handlers do more where there are several clients.
+    pub const PLAYED_LONGER: [Setting; 6] = {
+        let [one, plain, cap, refuse, fds, two] = Setting::PLAYED;
+        let cap = Setting {
             local: true,
-            ..Setting::CAP.played(2)
-        },
-        Setting {
-            denies: true,
-            reactions: false,
-            ..Setting::REFUSE.played(2)
-        },
-        Setting {
-            reactions: false,
-            ..Setting::FDS.played(2)
-        },
-        Setting {
             reactions: true,
-            ..Setting::TWO.played(2)
-        },
-    ];
+            ..cap
+        };
+        let two = Setting {
+            reactions: true,
+            ..two
+        };
+        [one, plain, cap, refuse, fds, two]
+    };
 
     /// Whether this build can play it.
     pub fn can_be_played(&self) -> bool {
