@@ -111,7 +111,8 @@ impl<T> Slots<T> {
         self.next
     }
 
-    /// Begins the next generation of the slot of the next entry: one more than the last, and 1 behind `max`.
+    /// Begins the next generation of the slot of the next entry: one more than the last, and 1
+    /// behind `max`.
     #[inline]
     pub(super) fn next_generation(&mut self, max: u32) -> u32 {
         if !self.has_used() {

@@ -321,8 +321,8 @@ impl ConnModel {
         })
     }
 
-    /// Returns a hash of all that the future of a plain connection with a built-in framing depends on. Of some millions
-    /// of states two share one with a chance of one in a million.
+    /// Returns a hash of all that the future of a plain connection with a built-in framing depends
+    /// on. Of some millions of states two share one with a chance of one in a million.
     pub fn state_hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.conn
