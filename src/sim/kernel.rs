@@ -306,6 +306,8 @@ impl Kernel {
             Some(errno @ (libc::EINTR | libc::ENOMEM | libc::ENOBUFS)) => {
                 return Err(io::Error::from_raw_os_error(errno));
             }
+            // Nothing needs no room: only an error is reported.
+            Some(libc::EAGAIN) if bytes.is_empty() => {}
             Some(errno @ libc::EAGAIN) => {
                 socket.wants_room = true;
                 socket.room_edge |= socket.is_writable();
@@ -317,6 +319,9 @@ impl Kernel {
         if socket.error.is_some() || socket.server_finished || socket.client_gone {
             let errno = socket.error.unwrap_or(libc::EPIPE);
             return Err(io::Error::from_raw_os_error(errno));
+        }
+        if bytes.is_empty() {
+            return Ok(0);
         }
         let count = socket.room().min(bytes.len()).min(cut);
         if count < bytes.len() {

@@ -119,7 +119,7 @@ fn a_paused_connection_notices_its_peers_end() {
 /// The call that would tell fails for a passing reason: it is made again.
 #[test]
 fn a_reset_is_noticed_although_a_call_failed_in_passing() {
-    for errno in [libc::ENOBUFS, libc::ENOMEM, libc::EINTR] {
+    for errno in [libc::ENOBUFS, libc::ENOMEM, libc::EINTR, libc::EAGAIN] {
         let (mut sim, addr) = world();
         let client = sim.connect(addr).expect("connected");
         sim.send(client, b"pause\n");
