@@ -264,18 +264,18 @@ impl Machine {
 
     #[inline(never)]
     fn prepare(&mut self, now: Time, pool: &mut Pool) -> Option<&[u8]> {
-        if self.only_frames() {
-            self.encrypt(now, pool);
-        } else if !self.allows().write {
+        let only_frames = self.only_frames();
+        if !only_frames && !self.allows().write {
             // TLS may answer by itself behind our FIN, where nothing can be written.
             if let (true, Some(session)) = (self.status.send.has_sent_fin(), &mut self.tls) {
                 session.silence(&mut pool.buffers);
             }
             return Some(&[]);
-        } else {
-            if !self.write_closed() {
-                self.encrypt(now, pool);
-            }
+        }
+        if only_frames || !self.write_closed() {
+            self.encrypt(now, pool);
+        }
+        if !only_frames {
             self.prepare_end(pool);
         }
         match &self.tls {
@@ -369,7 +369,7 @@ impl Machine {
         if let Some(active) = &mut self.active {
             active.deadlines.clear_write();
         }
-        self.tls.is_none()
+        true
     }
 
     /// Extends the write timeout, or ends it; relieves the congestion at the low watermark.

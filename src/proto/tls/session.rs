@@ -57,6 +57,24 @@ enum Stage {
     Client(UnbufferedClientConnection),
 }
 
+impl Stage {
+    #[inline(always)]
+    fn drive(
+        &mut self,
+        out: Out<'_>,
+        input: &mut [u8],
+        plain: &mut Vec<u8>,
+        wish: Wish<'_>,
+        buffers: &mut Buffers,
+    ) -> Result<usize, Failed> {
+        match self {
+            Self::Hello(..) => Ok(0),
+            Self::Server(connection) => drive(connection, out, input, plain, wish, buffers),
+            Self::Client(connection) => drive(connection, out, input, plain, wish, buffers),
+        }
+    }
+}
+
 impl Session {
     pub(in crate::proto) fn new(config: &TlsConfig) -> Self {
         Self::at(Stage::Hello(Box::default(), config.clone()))
@@ -231,26 +249,32 @@ impl Session {
                 self.config = Some(config);
             }
         }
-        let mut input = self.take_input();
-        if input.is_empty() {
+        if self.begun_bytes() == 0 {
             let consumed = self.pump(wire, plain, Wish::Nothing, buffers)?;
             let rest = wire.get(consumed..).unwrap_or_default();
-            if !rest.is_empty() && !self.peer_closed {
-                input = buffers.take();
-                input.extend_from_slice(rest);
+            if rest.is_empty() || self.peer_closed {
+                return Ok(());
             }
-        } else {
-            input.extend_from_slice(wire);
-            match self.pump(&mut input, plain, Wish::Nothing, buffers) {
-                Ok(consumed) if consumed < input.len() && !self.peer_closed => {
-                    input.drain(..consumed);
-                }
-                outcome => {
-                    buffers.give(std::mem::take(&mut input));
-                    outcome?;
-                }
+            let mut input = buffers.take();
+            input.extend_from_slice(rest);
+            return self.buffer_input(input, buffers);
+        }
+        let mut input = self.take_input();
+        input.extend_from_slice(wire);
+        match self.pump(&mut input, plain, Wish::Nothing, buffers) {
+            Ok(consumed) if consumed < input.len() && !self.peer_closed => {
+                input.drain(..consumed);
+                self.buffer_input(input, buffers)
+            }
+            outcome => {
+                buffers.give(input);
+                outcome.map(drop)
             }
         }
+    }
+
+    /// Buffers an incomplete record or handshake message, unless it is too large.
+    fn buffer_input(&mut self, input: Vec<u8>, buffers: &mut Buffers) -> Result<(), Failed> {
         let is_too_large = input.len() > MAX_BUFFERED;
         self.keep_input(input, buffers);
         if is_too_large {
@@ -448,6 +472,10 @@ impl Session {
     }
 
     fn wish(&mut self, wish: Wish<'_>, buffers: &mut Buffers) -> Result<(), Failed> {
+        if self.begun_bytes() == 0 {
+            let outcome = self.pump(&mut [], &mut Vec::new(), wish, buffers);
+            return outcome.map(drop);
+        }
         // rustls may keep ranges of an incomplete handshake message: it must see the same bytes
         // again.
         let mut input = self.take_input();
@@ -487,22 +515,18 @@ impl Session {
             overhead: &mut ciphertext.overhead,
             peer_closed,
         };
-        let is_reading = matches!(wish, Wish::Nothing);
-        let run = || match stage {
-            Stage::Hello(..) => Ok(0),
-            Stage::Server(connection) => drive(connection, out, input, plain, wish, buffers),
-            Stage::Client(connection) => drive(connection, out, input, plain, wish, buffers),
-        };
-        let outcome = if *notified {
-            // rustls takes close_notify for its last alert, and asserts in debug builds that an
-            // error finds it unsent.
-            catch(run).unwrap_or_else(|_| Err("TLS failed behind our close_notify".into()))
-        } else if is_reading {
+        let outcome = if matches!(wish, Wish::Nothing) && !*notified {
             // Where input is read, panics are caught.
-            run()
+            stage.drive(out, input, plain, Wish::Nothing, buffers)
         } else {
             // rustls unwraps what a cipher of the provider returns.
-            catch(run).unwrap_or_else(|panic| Err(panic.into()))
+            let caught = catch(|| stage.drive(out, input, plain, wish, buffers));
+            caught.unwrap_or_else(|panic| match *notified {
+                // rustls takes close_notify for its last alert, and asserts in debug builds that an
+                // error finds it unsent.
+                true => Err("TLS failed behind our close_notify".into()),
+                false => Err(panic.into()),
+            })
         };
         if outcome.is_err() {
             self.has_failed = true;
