@@ -219,18 +219,23 @@ impl RecvBuffer {
         bytes
     }
 
-    /// Puts the buffered bytes in front of `fresh`, for the decoder.
-    pub(super) fn join(&mut self, fresh: &[u8]) -> InputCursor<'static> {
+    /// Puts the buffered bytes in front of `fresh`, for the decoder. Of a frame that is known to
+    /// lack `missing` bytes no more than those are copied.
+    pub(super) fn join<'a>(&mut self, fresh: &'a [u8], missing: Option<usize>) -> InputCursor<'a> {
         let mut joined = std::mem::take(&mut self.bytes);
+        let (front, fresh) = fresh
+            .split_at_checked(missing.unwrap_or(fresh.len()))
+            .unwrap_or((fresh, &[]));
         let length = joined.len();
-        if length > LARGE && joined.capacity() - length < fresh.len() {
+        if length > LARGE && joined.capacity() - length < front.len() {
             // Doubling would allocate twice the received bytes.
-            joined.reserve_exact(fresh.len() + length / 4);
+            let more = front.len() + length / 4;
+            joined.reserve_exact(missing.map_or(more, |missing| missing.min(more)));
         }
-        joined.extend_from_slice(fresh);
+        joined.extend_from_slice(front);
         let begin = std::mem::take(&mut self.pos);
         InputCursor {
-            fresh: &[],
+            fresh,
             joined,
             at: begin,
             begin,
@@ -240,12 +245,20 @@ impl RecvBuffer {
     /// Keeps the bytes that the decoder left.
     pub(super) fn keep(&mut self, cursor: InputCursor<'_>, buffers: &mut Buffers) {
         let InputCursor {
-            fresh, joined, at, ..
+            fresh,
+            mut joined,
+            at,
+            ..
         } = cursor;
-        if !joined.is_empty() {
-            self.keep_tail(joined, at, buffers);
-        } else if let Some(rest @ [_, ..]) = fresh.get(at..) {
-            self.append(rest, buffers);
+        match at.checked_sub(joined.len()) {
+            Some(at) => {
+                buffers.give(joined);
+                self.append(fresh.get(at..).unwrap_or_default(), buffers);
+            }
+            None => {
+                joined.extend_from_slice(fresh);
+                self.keep_tail(joined, at, buffers);
+            }
         }
     }
 
@@ -255,9 +268,7 @@ impl RecvBuffer {
     /// small tail.
     fn keep_tail(&mut self, mut joined: Vec<u8>, at: usize, buffers: &mut Buffers) {
         let rest = joined.len() - at;
-        if rest == 0 {
-            buffers.give(joined);
-        } else if at < rest {
+        if at < rest {
             self.pos = at;
             self.bytes = joined;
         } else if joined.capacity() > MAX_TAIL_CAPACITY && rest < joined.capacity() / 4 {
@@ -291,11 +302,13 @@ impl RecvBuffer {
     }
 }
 
-/// Bytes on their way through the decoder: this turn's read, the buffered bytes, or both joined.
+/// Bytes on their way through the decoder: the buffered bytes, joined with what completes their
+/// frame, and the remainder of this turn's read.
 pub(crate) struct InputCursor<'a> {
-    fresh: &'a [u8],
-    /// Used instead of `fresh` unless it is empty.
     joined: Vec<u8>,
+    /// What follows `joined`.
+    fresh: &'a [u8],
+    /// Counts from the beginning of `joined`.
     at: usize,
     /// Where `at` began: if it has moved, a frame was completed, and the remainder began later than
     /// the buffered bytes.
@@ -311,19 +324,10 @@ impl<'a> InputCursor<'a> {
     #[inline]
     pub(super) fn fresh(fresh: &'a [u8]) -> Self {
         Self {
-            fresh,
             joined: Vec::new(),
+            fresh,
             at: 0,
             begin: 0,
-        }
-    }
-
-    #[inline]
-    fn bytes(&self) -> &[u8] {
-        if self.joined.is_empty() {
-            self.fresh
-        } else {
-            &self.joined
         }
     }
 
@@ -333,10 +337,30 @@ impl<'a> InputCursor<'a> {
         self.at == self.fresh.len() && self.joined.capacity() == 0
     }
 
-    /// Returns the bytes that are not delivered.
+    /// Returns bytes that are not delivered: none if all are. A frame may need those behind them, see
+    /// [`InputCursor::join_rest`].
     #[inline]
     pub(crate) fn rest(&self) -> &[u8] {
-        self.bytes().get(self.at..).unwrap_or_default()
+        self.from(self.at)
+    }
+
+    #[inline]
+    fn from(&self, at: usize) -> &[u8] {
+        let rest = match at.checked_sub(self.joined.len()) {
+            Some(at) => self.fresh.get(at..),
+            None => self.joined.get(at..),
+        };
+        rest.unwrap_or_default()
+    }
+
+    /// Joins all that is not delivered. False if it was: [`InputCursor::rest`] has returned it.
+    #[cold]
+    pub(super) fn join_rest(&mut self) -> bool {
+        let joins = self.at < self.joined.len() && !self.fresh.is_empty();
+        if joins {
+            self.joined.extend_from_slice(std::mem::take(&mut self.fresh));
+        }
+        joins
     }
 
     /// Skips the next `count` bytes, which were delivered: whole frames, if any.
@@ -347,9 +371,9 @@ impl<'a> InputCursor<'a> {
 
     /// Skips a frame of `consumed` bytes and returns its payload.
     pub(super) fn take_frame(&mut self, payload: Range<usize>, consumed: usize) -> &[u8] {
-        let frame = self.at + payload.start..self.at + payload.end;
+        let frame = self.at;
         self.advance(consumed);
-        self.bytes().get(frame).unwrap_or_default()
+        self.from(frame).get(payload).unwrap_or_default()
     }
 
     /// True if a frame was delivered from it.

@@ -181,6 +181,15 @@ impl Codec {
         }
     }
 
+    /// Returns the length of the frame that begins with `begun`, if that is known. It is a hint.
+    pub(in crate::proto) fn whole(&self, begun: &[u8]) -> Option<usize> {
+        match self {
+            Self::BuiltIn(cutter) => cutter.whole(begun),
+            Self::Shaped(shaped) => shaped.whole(begun),
+            Self::Custom(custom) => Some(custom.seen).filter(|&seen| seen > begun.len() + 1),
+        }
+    }
+
     /// Returns the framer, if it is of this type.
     pub(in crate::proto) fn framer<F: 'static>(&mut self) -> Option<&mut F> {
         match self {
@@ -360,6 +369,14 @@ impl Cutter {
                 }
             }
         }
+    }
+
+    fn whole(&self, begun: &[u8]) -> Option<usize> {
+        let Kind::Packet(width) = self.kind else {
+            return None;
+        };
+        let (length, behind) = width.split(begun)?;
+        (begun.len() - behind.len()).checked_add(length)
     }
 
     /// True if `input`, which is no whole frame, can never become one.

@@ -247,6 +247,13 @@ impl Shaped {
         }
     }
 
+    pub(super) fn whole(&self, begun: &[u8]) -> Option<usize> {
+        match self.extent(begun) {
+            (_, Extent::Length(length)) => Some(length),
+            (_, Extent::More | Extent::Bad) => None,
+        }
+    }
+
     #[inline(never)]
     pub(super) fn cut<'a>(&self, input: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         match self.decode(input) {

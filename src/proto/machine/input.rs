@@ -183,7 +183,10 @@ impl Machine {
         match &mut self.active {
             Some(active) if !active.recv_buf.is_empty() => {
                 self.status.recv.clear_frames_buffered();
-                active.recv_buf.join(fresh)
+                let begun = active.recv_buf.pending();
+                let whole = self.codec.whole(begun);
+                let missing = whole.and_then(|whole| whole.checked_sub(begun.len()));
+                active.recv_buf.join(fresh, missing)
             }
             _ => InputCursor::fresh(fresh),
         }
@@ -213,9 +216,14 @@ impl Machine {
                 return None;
             }
         }
-        let step = match cursor.rest() {
-            [] => Step::More,
-            rest => self.codec.decode(rest, &mut pool.buffers),
+        let step = loop {
+            let step = match cursor.rest() {
+                [] => Step::More,
+                rest => self.codec.decode(rest, &mut pool.buffers),
+            };
+            if !matches!(step, Step::More) || !cursor.join_rest() {
+                break step;
+            }
         };
         let bad = match step {
             Step::Frame { .. } if self.begins_as_hello(cursor.rest()) => {
