@@ -2,9 +2,11 @@
 //! output.
 
 /// A larger buffer goes back to the allocator and is not kept.
-const MAX_KEPT: usize = 128 * 1024;
-/// Spare buffers of each kind: enough for one iteration, bounded by 64 × 128 KiB.
+const MAX_KEPT: usize = 512 * 1024;
+/// Spare parts of each kind: enough for one iteration.
 const MAX_SPARE: usize = 64;
+/// All spare buffers together.
+const MAX_SPARE_BYTES: usize = 8 * 1024 * 1024;
 /// A larger buffer is not kept with spare parts of TLS sessions: 64 × 16 KiB in all.
 #[cfg(feature = "tls")]
 const MAX_CIPHERTEXT: usize = 16 * 1024;
@@ -15,6 +17,8 @@ const SMALL: usize = 1024;
 #[derive(Default)]
 pub(super) struct Buffers {
     large: Vec<Vec<u8>>,
+    /// The capacity of them all.
+    large_bytes: usize,
     small: Vec<Vec<u8>>,
     #[cfg(feature = "tls")]
     #[allow(clippy::vec_box)] // they stay in place while they change hands
@@ -31,6 +35,7 @@ impl Buffers {
     /// Buffers that can cross threads: see [`Buffers::into_large`].
     pub(super) fn of(large: Vec<Vec<u8>>) -> Self {
         Self {
+            large_bytes: large.iter().map(Vec::capacity).sum(),
             large,
             ..Self::default()
         }
@@ -42,10 +47,13 @@ impl Buffers {
 
     #[inline]
     pub(super) fn take(&mut self) -> Vec<u8> {
-        self.large
-            .pop()
-            .or_else(|| self.small.pop())
-            .unwrap_or_default()
+        match self.large.pop() {
+            Some(buffer) => {
+                self.large_bytes -= buffer.capacity();
+                buffer
+            }
+            None => self.small.pop().unwrap_or_default(),
+        }
     }
 
     #[inline]
@@ -57,14 +65,17 @@ impl Buffers {
 
     fn keep(&mut self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
-        let shelf = if capacity > SMALL {
-            &mut self.large
-        } else {
-            &mut self.small
-        };
-        if capacity <= MAX_KEPT && shelf.len() < MAX_SPARE {
-            buffer.clear();
-            shelf.push(buffer);
+        buffer.clear();
+        if capacity <= SMALL {
+            if self.small.len() < MAX_SPARE {
+                self.small.push(buffer);
+            }
+        } else if capacity <= MAX_KEPT
+            && self.large.len() < MAX_SPARE
+            && self.large_bytes + capacity <= MAX_SPARE_BYTES
+        {
+            self.large_bytes += capacity;
+            self.large.push(buffer);
         }
     }
 
@@ -260,6 +271,23 @@ impl SendBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spare_buffers_are_bounded_in_number_and_in_all() {
+        for length in [SMALL, 64 * 1024, MAX_KEPT, MAX_KEPT + 1] {
+            let mut buffers = Buffers::default();
+            for _ in 0..2 * MAX_SPARE {
+                buffers.give(Vec::with_capacity(length));
+            }
+            let mut kept = Vec::new();
+            while let Some(buffer) = Some(buffers.take()).filter(|buffer| buffer.capacity() > 0) {
+                kept.push(buffer);
+            }
+            let fits = if length > MAX_KEPT { 0 } else { MAX_SPARE };
+            assert_eq!(kept.len(), fits.min(MAX_SPARE_BYTES / length), "{length}");
+            assert_eq!(buffers.large_bytes, 0);
+        }
+    }
 
     #[test]
     fn bytes_leave_in_order_in_any_pieces() {
