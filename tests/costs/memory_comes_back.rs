@@ -20,8 +20,9 @@ fn private(process: u32) -> usize {
         let kib = line.split_whitespace().nth(1).expect("a number");
         kib.parse::<usize>().expect("a number") * 1024
     };
-    // The pages of the program itself are clean, and ours alone or not as other tests come and go.
-    of("Private_Dirty:")
+    // Without the program's own pages: they are private or not as other tests come and go, and
+    // dirty until the system has written what the linker made.
+    of("Anonymous:")
 }
 
 /// Ten thousand of them, with small messages and some large ones.
