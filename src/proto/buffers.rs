@@ -4,9 +4,11 @@
 /// A larger buffer goes back to the allocator and is not kept.
 const MAX_KEPT: usize = 512 * 1024;
 /// Spare parts of each kind: enough for one iteration.
-const MAX_SPARE: usize = 64;
+pub(super) const MAX_SPARE: usize = 64;
 /// All spare buffers together.
 const MAX_SPARE_BYTES: usize = 8 * 1024 * 1024;
+/// Parts of one size that an allocator may cache: glibc has seven, or sixteen, in each thread.
+pub(super) const MAX_CACHED: usize = 16;
 /// A larger buffer is not kept with spare parts of TLS sessions: 64 × 16 KiB in all.
 #[cfg(feature = "tls")]
 const MAX_CIPHERTEXT: usize = 16 * 1024;
@@ -23,6 +25,16 @@ pub(super) struct Buffers {
     #[cfg(feature = "tls")]
     #[allow(clippy::vec_box)] // they stay in place while they change hands
     ciphertexts: Vec<Box<Ciphertext>>,
+}
+
+/// Drops spare parts.
+///
+/// An allocator caches a few of a size, from anywhere in its heap. Takes those out, and leaves it
+/// the ones at the lowest addresses.
+pub(super) fn release<T: Default>(spare: &mut Vec<Box<T>>) {
+    spare.extend((0..MAX_CACHED).map(|_| Box::default()));
+    spare.sort_unstable_by_key(|part| std::ptr::from_ref::<T>(part).addr());
+    spare.clear();
 }
 
 /// Returns the memory that `buffer` takes beyond the turn: see [`Buffers::shrink`].
@@ -43,6 +55,27 @@ impl Buffers {
 
     pub(super) fn into_large(self) -> Vec<Vec<u8>> {
         self.large
+    }
+
+    /// With the capacity that the lists ever need. An allocator returns the end of its heap alone,
+    /// so a list must not grow behind the buffers of a storm.
+    pub(super) fn with_lists() -> Self {
+        Self {
+            large: Vec::with_capacity(MAX_SPARE),
+            large_bytes: 0,
+            small: Vec::with_capacity(MAX_SPARE),
+            #[cfg(feature = "tls")]
+            ciphertexts: Vec::with_capacity(MAX_SPARE + MAX_CACHED),
+        }
+    }
+
+    /// Drops all spare parts.
+    pub(super) fn release(&mut self) {
+        self.large.clear();
+        self.large_bytes = 0;
+        self.small.clear();
+        #[cfg(feature = "tls")]
+        release(&mut self.ciphertexts);
     }
 
     #[inline]

@@ -3,16 +3,12 @@
 use std::rc::Rc;
 
 use super::active::Active;
-use super::buffers::Buffers;
+use super::buffers::{self, Buffers, MAX_CACHED, MAX_SPARE};
 use super::send_queue::SharedPayloads;
 use super::state::Traffic;
 use crate::histogram::Histogram;
 
-/// Spare [`Active`] parts: enough for one iteration.
-const MAX_SPARE: usize = 64;
-
 /// Spare memory and totals, lent to each connection for its turn.
-#[derive(Default)]
 pub(crate) struct Pool {
     pub(super) buffers: Buffers,
     /// Shared payloads that connections keep.
@@ -26,7 +22,26 @@ pub(crate) struct Pool {
     pub(crate) sizes_out: Histogram,
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            buffers: Buffers::with_lists(),
+            shared: Rc::default(),
+            active: Vec::with_capacity(MAX_SPARE + MAX_CACHED),
+            traffic: Traffic::default(),
+            sizes_in: Histogram::default(),
+            sizes_out: Histogram::default(),
+        }
+    }
+}
+
 impl Pool {
+    /// Drops all spare parts, so that the allocator can return the memory around them.
+    pub(crate) fn release_spare(&mut self) {
+        self.buffers.release();
+        buffers::release(&mut self.active);
+    }
+
     #[inline]
     pub(crate) fn give(&mut self, buffer: Vec<u8>) {
         self.buffers.give(buffer);

@@ -53,6 +53,9 @@ pub(super) struct Connections<S> {
     pub(super) pool: Pool,
 }
 
+/// Least capacity of a run queue.
+const MIN_QUEUE: usize = 256;
+
 /// A connection that has ended, while its last callback runs: it is in its slot, and no longer
 /// counted.
 #[derive(Clone, Copy, Debug)]
@@ -85,8 +88,8 @@ impl<S> Connections<S> {
             keep_next: false,
             leaving: None,
             last_sent: None,
-            ready: VecDeque::new(),
-            handshakes: VecDeque::new(),
+            ready: VecDeque::with_capacity(MIN_QUEUE),
+            handshakes: VecDeque::with_capacity(MIN_QUEUE),
             timers: Timers::default(),
             pool: Pool::default(),
         };
@@ -95,6 +98,20 @@ impl<S> Connections<S> {
             let _ = conns.request(cap.min(MIN_SLOTS));
         }
         conns
+    }
+
+    /// Drops spare memory, and moves what has grown. An allocator returns the end of its heap alone,
+    /// so nothing of a storm may stay there.
+    pub(super) fn release_spare(&mut self) {
+        self.pool.release_spare();
+        for queue in [&mut self.ready, &mut self.handshakes] {
+            if queue.len() <= MIN_QUEUE {
+                // At another place: to shrink it would leave it where it is.
+                let mut fit = VecDeque::with_capacity(MIN_QUEUE);
+                fit.append(queue);
+                *queue = fit;
+            }
+        }
     }
 
     // Memory for the slots. A large cap reserves nothing that the machine may not have: their

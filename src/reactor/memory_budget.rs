@@ -126,6 +126,21 @@ impl MemoryBudget {
         self.usage.is_over()
     }
 
+    /// Releases spare memory after a storm. Called between two turns: a connection in its turn has
+    /// not returned its buffers yet.
+    #[inline]
+    pub(super) fn release_spare<S>(&mut self, conns: &mut Connections<S>) {
+        if self.usage.is_storm_over() {
+            self.end_storm(conns);
+        }
+    }
+
+    #[cold]
+    fn end_storm<S>(&mut self, conns: &mut Connections<S>) {
+        self.usage.release();
+        conns.release_spare();
+    }
+
     pub(super) fn paused(&self) -> usize {
         self.paused.ids.len() + self.paused_again.ids.len()
     }

@@ -18,6 +18,13 @@ const NONE: u32 = u32::MAX;
 const LARGE_CLASSES: usize = 15;
 /// How many holders of each class are compared.
 const SAMPLE: usize = 64;
+/// When memory has fallen by this, and few connections hold much, spare memory is released.
+const STORM_BYTES: usize = 8 * 1024 * 1024;
+/// A number of holders that may be there at any time: slow peers keep no spare memory.
+const FEW: usize = 64;
+/// Least capacities: an allocator caches smaller lists when they have grown.
+const MIN_CLASS: usize = 512;
+const MIN_CHUNKS: usize = 256;
 /// Slots whose accounts are allocated together.
 const CHUNK: usize = 1024;
 
@@ -32,13 +39,24 @@ pub(super) struct MemoryUsage {
     /// Over three quarters of the limit, and not back under five eighths of it.
     tight: bool,
     /// In chunks, allocated when a slot first holds something: most never do.
-    held: Vec<Option<Box<[Account; CHUNK]>>>,
+    held: Vec<Option<Box<Chunk>>>,
+    /// The maximum of `own` since it last fell by [`STORM_BYTES`].
+    most: usize,
+    /// Maximum number of holders at which spare memory is released next.
+    release_at: Option<usize>,
     /// The slots of each class.
     classes: Vec<Vec<u32>>,
     /// Number of slots with at least [`MIN_HOLDER`] bytes.
     holders: usize,
     /// Where the next sample of a class begins.
     sample_at: usize,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    accounts: [Account; CHUNK],
+    /// Number of slots that hold something.
+    holding: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +80,9 @@ impl MemoryUsage {
             shared,
             limit,
             tight: false,
-            held: Vec::new(),
+            held: Vec::with_capacity(MIN_CHUNKS),
+            most: 0,
+            release_at: None,
             classes: vec![Vec::new(); CLASSES],
             holders: 0,
             sample_at: 0,
@@ -147,12 +167,13 @@ impl MemoryUsage {
         self.held
             .get(slot as usize / CHUNK)?
             .as_ref()?
+            .accounts
             .get(slot as usize % CHUNK)
     }
 
     fn account_mut(&mut self, slot: u32) -> Option<&mut Account> {
         let chunk = self.held.get_mut(slot as usize / CHUNK)?.as_mut()?;
-        chunk.get_mut(slot as usize % CHUNK)
+        chunk.accounts.get_mut(slot as usize % CHUNK)
     }
 
     /// Sets what the slot holds.
@@ -164,14 +185,27 @@ impl MemoryUsage {
         if self.held.len() <= chunk {
             self.held.resize_with(chunk + 1, || None);
         }
-        if let Some(unused @ None) = self.held.get_mut(chunk) {
-            *unused = Some(Box::new([Account::NOTHING; CHUNK]));
-        }
-        let Some(account) = self.account_mut(slot) else {
+        let Some(chunk) = self.held.get_mut(chunk) else {
+            return;
+        };
+        let chunk = chunk.get_or_insert_with(|| {
+            Box::new(Chunk {
+                accounts: [Account::NOTHING; CHUNK],
+                holding: 0,
+            })
+        });
+        let Some(account) = chunk.accounts.get_mut(slot as usize % CHUNK) else {
             return;
         };
         let before = std::mem::replace(&mut account.held, held);
+        chunk.holding += usize::from(held != Held::NOTHING);
+        chunk.holding -= usize::from(before != Held::NOTHING);
         self.own = self.own - before.own + held.own;
+        self.most = self.most.max(self.own);
+        if self.most - self.own >= STORM_BYTES {
+            self.most = self.own;
+            self.release_at = Some(FEW);
+        }
         let (before, bytes) = (before.weight(), held.weight());
         self.holders += usize::from(bytes >= MIN_HOLDER);
         self.holders -= usize::from(before >= MIN_HOLDER);
@@ -180,6 +214,36 @@ impl MemoryUsage {
             self.put_in(slot, bytes);
         }
         self.update_tight();
+    }
+
+    /// True if spare memory is to be released: what all connections hold has fallen by
+    /// [`STORM_BYTES`], and few hold much any more.
+    #[inline]
+    pub(super) fn is_storm_over(&self) -> bool {
+        self.release_at.is_some_and(|at| self.holders <= at)
+    }
+
+    /// Drops accounts, and moves or drops lists, that have grown in a storm. The next time is when
+    /// fewer hold much: up to [`FEW`] + 1 times for each storm.
+    ///
+    /// Bounded: up to [`MIN_CLASS`] slots of each class move, and each chunk that is dropped was
+    /// allocated since the last time.
+    pub(super) fn release(&mut self) {
+        self.release_at = self.holders.checked_sub(1);
+        for chunk in &mut self.held {
+            chunk.take_if(|chunk| chunk.holding == 0);
+        }
+        for class in &mut self.classes {
+            if class.len() <= MIN_CLASS {
+                // At another place: to shrink it would leave it where it is.
+                let mut fit = Vec::new();
+                if !class.is_empty() {
+                    fit.reserve(MIN_CLASS);
+                    fit.append(class);
+                }
+                *class = fit;
+            }
+        }
     }
 
     /// A slot that holds at least half as much as the largest.
@@ -237,6 +301,9 @@ impl MemoryUsage {
     fn put_in(&mut self, slot: u32, bytes: usize) {
         let members = class(bytes).and_then(|class| self.classes.get_mut(class));
         let at = members.map_or(NONE, |members| {
+            if members.capacity() == 0 {
+                members.reserve(MIN_CLASS);
+            }
             members.push(slot);
             members.len() as u32 - 1
         });
@@ -291,6 +358,36 @@ mod tests {
     }
 
     #[test]
+    fn spare_memory_is_released_after_a_storm_each_time_that_fewer_hold_much() {
+        let mut usage = limited(usize::MAX);
+        let mut is_over = |slots: std::ops::Range<u32>, bytes| {
+            for slot in slots {
+                usage.set(slot, own(bytes));
+            }
+            let is_over = usage.is_storm_over();
+            if is_over {
+                usage.release();
+            }
+            assert!(!usage.is_storm_over(), "once");
+            is_over
+        };
+        assert!(!is_over(0..3000, STORM_BYTES / 2000));
+        assert!(!is_over(100..3000, 0), "many are left");
+        assert!(is_over(1..70, 0));
+        assert!(!is_over(1..5, MIN_HOLDER), "no other storm");
+        assert!(!is_over(1..5, 0), "as many as then");
+        assert!(is_over(70..100, 0), "fewer");
+        assert!(is_over(0..1, 0), "none");
+        assert!(!is_over(0..1, STORM_BYTES - 1));
+        assert!(!is_over(0..1, 0), "a smaller one");
+        assert!(!is_over(0..1, STORM_BYTES));
+        assert!(is_over(0..1, 0), "another");
+        assert_eq!(usage.total(), 0);
+        assert!(usage.held.iter().all(Option::is_none));
+        assert!(usage.classes.iter().all(|class| class.capacity() == 0));
+    }
+
+    #[test]
     fn the_accounts_are_right() {
         for seed in 0..256 {
             let mut random = Random::new(seed);
@@ -300,6 +397,9 @@ mod tests {
                 let (slot, bytes) = (random.below(20), random.below(100_000));
                 usage.set(slot as u32, own(bytes));
                 truth[slot] = bytes;
+                if random.below(8) == 0 {
+                    usage.release();
+                }
                 assert_eq!(usage.total(), truth.iter().sum::<usize>(), "seed {seed}");
                 let max = truth.iter().copied().max().unwrap_or(0);
                 match usage.largest() {

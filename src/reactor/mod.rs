@@ -102,6 +102,9 @@ const COMMANDS_FOR: Duration = Duration::from_millis(20);
 /// For how long an urgent command waits for those before it, once the loop has noticed it.
 const URGENT_AFTER: Duration = Duration::from_millis(50);
 
+/// Capacity for the events of an iteration, so that their list does not grow behind buffers.
+const EVENTS: usize = 1024;
+
 /// All listeners and connections of one server.
 pub(crate) struct Reactor<A, O: Os> {
     inner: Inner<A, O>,
@@ -129,7 +132,7 @@ impl<A, O: Os> Reactor<A, O> {
             },
             shared: Arc::new(shared),
             scratch: Box::new(Scratch::new()),
-            events: Vec::new(),
+            events: Vec::with_capacity(EVENTS),
             fired: Vec::new(),
             backlog: EventBacklog::default(),
             commands_left: false,
@@ -257,6 +260,7 @@ impl<A, O: Os> Reactor<A, O> {
             let (descriptors, bounds) = (core.open_descriptors(), user.alarms.bounds(core));
             core.conns.watch(descriptors, bounds);
         }
+        core.memory.release_spare(&mut core.conns);
         // Last: from here on another server may wake this one.
         core.reconcile_last();
         core.stats.iterations += 1;

@@ -3,8 +3,14 @@
 
 use std::fs;
 use std::io::{Read, Write};
+#[cfg(feature = "tls")]
+use std::net::SocketAddr;
 
-use kit::net::{connect, packet2, ping, ChildProcess};
+use kit::net::{connect, eventually, packet2, ping, ChildProcess};
+#[cfg(feature = "tls")]
+use kit::tls::{secure, Folder, Site};
+#[cfg(feature = "tls")]
+use portcullis::tls::rustls::version::TLS13;
 
 const MIB: usize = 1024 * 1024;
 const AT_ONCE: usize = 250;
@@ -60,32 +66,78 @@ fn after_ten_thousand_connections_it_is_as_before() {
     );
 }
 
+/// An allocator returns the end of its heap alone, so nothing that stays may lie behind the frames.
+/// The server is as before while the first client has sent a part of a frame.
+fn all_hold_a_large_frame<C: Read + Write>(server: &ChildProcess, client: impl Fn() -> C) {
+    let large = packet2(&[b'x'; 60_000]);
+    let (last, most) = large.split_last().expect("not empty");
+    let mut clients: Vec<_> = (0..=AT_ONCE).map(|_| client()).collect();
+    for client in &mut clients {
+        ping(client, &[b'x'; 64]);
+    }
+    let (slow, clients) = clients.split_first_mut().expect("not empty");
+    slow.write_all(&large[..2000]).expect("sent");
+    // It has been read as well: it came first.
+    ping(&mut clients[0], &[b'x'; 64]);
+    let before = private(server.process());
+    for client in &mut *clients {
+        client.write_all(most).expect("sent");
+    }
+    eventually("all frames are incomplete", || {
+        private(server.process()) > before + AT_ONCE * most.len()
+    });
+    let mut answer = vec![0; large.len()];
+    // In an order of its own.
+    for at in 0..AT_ONCE {
+        let client = &mut clients[at * 97 % AT_ONCE];
+        client.write_all(&[*last]).expect("sent");
+        client.read_exact(&mut answer).expect("the echo");
+        assert!(answer == large);
+    }
+    // The last echo leaves before its iteration ends.
+    eventually("it is as before", || {
+        private(server.process()) < before + 8 * MIB
+    });
+}
+
+#[test]
+fn after_large_frames_on_all_connections_at_once_it_is_as_before() {
+    let (server, addr) = ChildProcess::echo(&["--max-connections", "1000"]);
+    all_hold_a_large_frame(&server, || connect(addr));
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn after_large_frames_on_all_tls_connections_at_once_it_is_as_before() {
+    let site = Site::new();
+    let (server, addr) = tls_echo(&site);
+    let client = site.client(&TLS13);
+    all_hold_a_large_frame(&server, || secure(addr, &client));
+}
+
+/// The echo example behind TLS. It has read its files.
+#[cfg(feature = "tls")]
+fn tls_echo(site: &Site) -> (ChildProcess, SocketAddr) {
+    let folder = Folder::new();
+    let chain = folder.file("chain.pem", &site.identity.chain_pem);
+    let key = folder.file("key.pem", &site.identity.key_pem);
+    let files = [chain.to_str().expect("text"), key.to_str().expect("text")];
+    let options = ["--tls-cert", files[0], "--tls-key", files[1]];
+    ChildProcess::echo(&[&options[..], &["--max-connections", "1000"]].concat())
+}
+
 /// TLS 1.3 with a real client, with its tickets, and with all that C holds of the keys.
 #[cfg(feature = "tls")]
 #[test]
 fn an_idle_connection_behind_tls_costs_4000_bytes() {
-    use kit::tls::{secure, Folder, Site};
-    use portcullis::tls::rustls::version::TLS13;
-
     const FEW: usize = 200;
     const MANY: usize = 700;
     /// Two sessions that can be resumed come with each connection, until 1 MiB of them are stored.
     const SESSIONS: usize = 512;
     /// The heap grows by pages, and its last hole may be anywhere.
     const NOISE: usize = 64 * 1024;
-    let (folder, site) = (Folder::new(), Site::new());
-    let chain = folder.file("chain.pem", &site.identity.chain_pem);
-    let key = folder.file("key.pem", &site.identity.key_pem);
-    let files = [chain.to_str().expect("text"), key.to_str().expect("text")];
-    let options = [
-        "--tls-cert",
-        files[0],
-        "--tls-key",
-        files[1],
-        "--max-connections",
-        "1000",
-    ];
-    let (server, addr) = ChildProcess::echo(&options);
+    let site = Site::new();
+    let (server, addr) = tls_echo(&site);
     let client = site.client(&TLS13);
     let mut clients = Vec::new();
     let mut held = |connections| {
