@@ -188,4 +188,37 @@ mod tests {
         );
         assert_eq!(Alarm::Memory(Quota::Percent(1)).threshold(None), usize::MAX);
     }
+
+    #[test]
+    fn an_alarm_is_one_line() {
+        let line = |raised, since| {
+            let alarm = Alarm::FdExhaustion;
+            let info = AlarmInfo {
+                id: AlarmId(1, crate::id::ServerNumber::NONE),
+                alarm,
+                cooldown: Duration::ZERO,
+                raised,
+                value: 4,
+                threshold: alarm.threshold(None),
+                since: Duration::from_millis(since),
+            };
+            info.to_string()
+        };
+        let said = [line(true, 0), line(true, 1500), line(false, 1500)];
+        assert_eq!(
+            said,
+            [
+                "alarm: fd_exhaustion 4, threshold 1",
+                "alarm: fd_exhaustion 4, threshold 1, for 1.5s",
+                "alarm over: fd_exhaustion 4, threshold 1, after 1.5s",
+            ]
+        );
+        let names = [
+            Alarm::Connections(Quota::Count(1)),
+            Alarm::Descriptors(Quota::Percent(1)),
+            Alarm::Memory(Quota::Count(1)),
+        ];
+        let names = names.map(|alarm| alarm.to_string());
+        assert_eq!(names, ["connections", "descriptors", "memory"]);
+    }
 }

@@ -289,3 +289,142 @@ impl From<Error> for io::Error {
         Self::new(kind, error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ServerNumber;
+
+    fn os(errno: i32) -> io::Error {
+        io::Error::from_raw_os_error(errno)
+    }
+
+    fn tcp() -> Addr {
+        Addr::Tcp(([127, 0, 0, 1], 80).into())
+    }
+
+    fn unix() -> Addr {
+        Addr::Unix(crate::UnixAddr::pathname("/run/a".as_ref()))
+    }
+
+    /// One of each kind, with words of its text and the kind of the `io::Error` it becomes.
+    fn all() -> Vec<(Error, &'static str, io::ErrorKind)> {
+        use io::ErrorKind::{
+            AddrInUse, AlreadyExists, InvalidInput, NotFound, Other, PermissionDenied, WouldBlock,
+        };
+        let (given, name) = ("a\nb".to_owned(), "a".to_owned());
+        let alarm = AlarmId(3, ServerNumber::NONE);
+        vec![
+            (
+                Error::Address {
+                    given,
+                    source: os(libc::ENOENT),
+                },
+                r"a\nb is no address",
+                NotFound,
+            ),
+            (
+                Error::AddressInUse { addr: tcp() },
+                "choose another port",
+                AddrInUse,
+            ),
+            (
+                Error::AddressInUse { addr: unix() },
+                "choose another path",
+                AddrInUse,
+            ),
+            (
+                Error::listen(tcp(), os(libc::EACCES)),
+                "need a privilege",
+                PermissionDenied,
+            ),
+            (
+                Error::listen(unix(), os(libc::ENOENT)),
+                "its directory must exist",
+                NotFound,
+            ),
+            (
+                Error::ConnectAddress("nowhere".parse::<Addr>().expect_err("no address")),
+                "cannot connect: ",
+                InvalidInput,
+            ),
+            (
+                Error::Connect {
+                    addr: tcp(),
+                    source: os(libc::EMFILE),
+                },
+                "ulimit -n",
+                os(libc::EMFILE).kind(),
+            ),
+            (
+                Error::Connect {
+                    addr: unix(),
+                    source: os(libc::EAGAIN),
+                },
+                "backlog is full",
+                WouldBlock,
+            ),
+            (
+                Error::AtCapacity { max_connections: 7 },
+                "max_connections is 7",
+                Other,
+            ),
+            (
+                Error::NameTaken { name },
+                "a listener named \"a\"",
+                AlreadyExists,
+            ),
+            (Error::option("mode", "no"), "option mode: no", InvalidInput),
+            (
+                Error::NoListener { listener: 9.into() },
+                "no listener port 9",
+                NotFound,
+            ),
+            (Error::NoAlarm { alarm }, "no alarm A3", NotFound),
+            (Error::ConnState("it has gone"), "it has gone", Other),
+            (Error::Draining, "the server drains", Other),
+            (
+                Error::os("making a poll")(os(libc::EACCES)),
+                "making a poll: ",
+                PermissionDenied,
+            ),
+            (Error::other("my own"), "my own", Other),
+        ]
+    }
+
+    #[test]
+    fn each_error_says_what_it_concerns() {
+        for (error, words, _) in all() {
+            let text = error.to_string();
+            assert!(text.contains(words), "{text}");
+            assert_eq!(format!("{error:?}"), text);
+        }
+    }
+
+    #[test]
+    fn an_io_error_has_the_kind_and_the_text() {
+        for (error, _, kind) in all() {
+            let text = error.to_string();
+            let converted = io::Error::from(error);
+            assert_eq!(converted.kind(), kind, "{text}");
+            assert_eq!(converted.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_kernels_error_is_the_source() {
+        for (error, ..) in all() {
+            let has_cause = matches!(
+                error,
+                Error::Address { .. }
+                    | Error::Listen { .. }
+                    | Error::ConnectAddress(_)
+                    | Error::Connect { .. }
+                    | Error::Os { .. }
+            );
+            assert_eq!(error.source().is_some(), has_cause, "{error}");
+        }
+        let cause = Error::other(os(libc::EACCES));
+        assert!(cause.source().is_none(), "it stands for its cause");
+    }
+}

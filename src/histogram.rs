@@ -178,4 +178,13 @@ mod tests {
         );
         assert_eq!(histogram.quantile(7.0), 1024);
     }
+
+    #[test]
+    fn only_buckets_in_use_are_shown() {
+        let mut histogram = Histogram::default();
+        for value in [3, 4, 100] {
+            histogram.record(value);
+        }
+        assert_eq!(format!("{histogram:?}"), "{Some(4): 2, Some(128): 1}");
+    }
 }

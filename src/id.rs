@@ -350,4 +350,29 @@ mod tests {
     fn servers_have_numbers_of_their_own() {
         assert_ne!(ServerNumber::next(), ServerNumber::next());
     }
+
+    /// `Display` is short, for one server; `Debug` tells servers apart.
+    #[test]
+    fn an_id_is_a_word() {
+        let server = ServerNumber(5);
+        let (conn, listener) = (ConnId::new(server, 7, 3), ListenerId::new(server, 2));
+        assert_eq!(conn.to_string(), "7.3");
+        assert_eq!(format!("{conn:?}"), "ConnId(7.3 of server 5)");
+        assert_eq!(listener.to_string(), "L2");
+        assert_eq!(format!("{listener:?}"), "ListenerId(L2 of server 5)");
+        let refs: [ListenerRef; 3] = [listener.into(), 80.into(), "a".into()];
+        assert_eq!(
+            refs.map(|listener| listener.to_string()),
+            ["L2", "port 80", "\"a\""]
+        );
+        let (at, number) = (Time::ZERO, 4);
+        assert_eq!(AlarmId(4, server).to_string(), "A4");
+        assert_eq!(TimerId { at, number, server }.to_string(), "T4");
+        let watch = WatchId {
+            slot: 1,
+            number,
+            server,
+        };
+        assert_eq!(watch.to_string(), "W4");
+    }
 }

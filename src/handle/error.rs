@@ -71,3 +71,29 @@ impl From<Error> for HandleError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ServerNumber;
+
+    #[test]
+    fn each_failure_has_its_words() {
+        let id = ConnId::new(ServerNumber::NONE, 7, 3);
+        for (error, words) in [
+            (HandleError::NoConnection(id), "connection 7.3 has gone"),
+            (HandleError::NoListener("a".into()), "no listener \"a\""),
+            (HandleError::QueueFull, "queue is full"),
+            (HandleError::ServerGone, "the server is gone"),
+            (HandleError::Timeout, "no answer"),
+            (HandleError::Panicked, "the job panicked"),
+            (HandleError::Refused("a name".to_owned()), "a name"),
+            (HandleError::OwnThread, "own thread"),
+            (HandleError::ManyShards, "the handle of that shard"),
+        ] {
+            let text = error.to_string();
+            assert!(text.contains(words), "{text}");
+            assert_eq!(Error::from(error).to_string(), text);
+        }
+    }
+}
