@@ -420,3 +420,6 @@ impl Peer {
         told.map_or_else(|| self.addr.clone(), Addr::from)
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests;

@@ -73,3 +73,41 @@ pub(crate) fn bounded_text(text: &dyn fmt::Display) -> Box<str> {
         .to_string()
         .into_boxed_str()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ServerNumber;
+
+    /// A client that was turned away has no id, an outgoing connection no listener.
+    #[test]
+    fn a_close_says_what_it_was_and_where() {
+        let addr = Addr::Tcp(([192, 0, 2, 1], 80).into());
+        let (id, listener) = (
+            ConnId::new(ServerNumber::NONE, 7, 3),
+            ListenerId::new(ServerNumber::NONE, 2),
+        );
+        for (id, listener, words) in [
+            (Some(id), Some(listener), "7.3 of L2 from 192.0.2.1:80"),
+            (Some(id), None, "7.3 to 192.0.2.1:80"),
+            (None, Some(listener), "L2 from 192.0.2.1:80"),
+            (None, None, "192.0.2.1:80"),
+        ] {
+            let close = RecentClose {
+                id,
+                listener,
+                peer: addr.clone(),
+                source: addr.clone(),
+                reason: CloseReason::Denied,
+                error: None,
+                label: None,
+                age: Duration::ZERO,
+                traffic: Traffic::default(),
+                ago: Duration::from_secs(2),
+            };
+            let text = close.to_string();
+            let start = format!("2.0s ago: {words} after 0.0ns, 0 bytes");
+            assert!(text.starts_with(&start), "{text}");
+        }
+    }
+}

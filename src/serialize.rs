@@ -293,3 +293,18 @@ impl Serialize for Branch<'_> {
         fields.end()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_of_a_close_is_its_text() {
+        let mut closed = Closed::new(CloseReason::BadFrame);
+        closed.error = Some("a\nb".into());
+        closed.label = Some("version");
+        let text = serde_json::to_string(&closed).expect("text");
+        let wanted = r#"{"reason":"bad_frame","error":"a\\nb","label":"version"}"#;
+        assert_eq!(text, wanted);
+    }
+}

@@ -449,3 +449,39 @@ impl<A> fmt::Debug for Server<A> {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct PanicOnDrop;
+
+    impl Drop for PanicOnDrop {
+        fn drop(&mut self) {
+            panic!("in a destructor");
+        }
+    }
+
+    /// The server was dropped before: its panics are caught, and those of the state are not.
+    #[test]
+    fn a_panic_of_the_states_destructor_is_that_of_join() {
+        let spawned = Server::spawn(|| Ok((Server::new(Config::new())?, PanicOnDrop)));
+        let spawned = spawned.expect("it starts");
+        assert!(format!("{spawned:?}").contains("listeners: []"));
+        spawned.handle.stop().expect("it runs");
+        let joined = crate::catch::catch(|| spawned.join().map(drop));
+        let panic = joined.expect_err("the thread panicked");
+        assert_eq!(panic.to_string(), "in a destructor");
+    }
+
+    #[test]
+    fn a_server_is_shown_with_its_listeners_and_counters() {
+        let server: Server = Server::new(Config::max_connections(7)).expect("a poll");
+        let shown = format!("{server:?}");
+        assert!(
+            shown.starts_with("Server { listeners: [], stats: "),
+            "{shown}"
+        );
+        assert!(shown.contains("max_connections: 7"), "{shown}");
+    }
+}

@@ -260,4 +260,30 @@ mod tests {
         assert_eq!(store.take(&id(1)), None);
         assert_eq!(store.lock().bytes, 0);
     }
+
+    /// A client may connect to any number of servers, each of which may send many tickets.
+    #[test]
+    fn hints_of_a_client_are_bounded_in_number() {
+        let store = ClientSessions::default();
+        let name = |number| ServerName::try_from(format!("s{number}.example")).expect("a name");
+        for number in 0..=MAX_HINTS {
+            store.set_kx_hint(name(number), NamedGroup::X25519);
+        }
+        assert_eq!(store.kx_hint(&name(0)), None, "the oldest made room");
+        assert_eq!(store.kx_hint(&name(1)), Some(NamedGroup::X25519));
+        store.set_kx_hint(name(1), NamedGroup::secp256r1);
+        assert_eq!(store.kx_hint(&name(1)), Some(NamedGroup::secp256r1));
+        assert_eq!(store.lock().hints.len(), MAX_HINTS);
+    }
+
+    /// Sessions are secrets.
+    #[test]
+    fn sessions_are_shown_by_number_alone() {
+        let server = ServerSessions::default();
+        assert!(server.put(id(1), vec![7; 10]));
+        let shown = format!("{server:?} {:?}", ClientSessions::default());
+        assert!(shown.contains("sessions: 1, bytes: "), "{shown}");
+        assert!(shown.contains("ClientSessions { sessions: 0 }"), "{shown}");
+        assert!(!shown.contains('['), "{shown}");
+    }
 }

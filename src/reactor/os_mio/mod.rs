@@ -555,28 +555,5 @@ impl Os for MioOs {
     }
 }
 
-#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
-mod tests {
-    use nix::sys::socket::getsockopt;
-
-    use super::*;
-
-    /// Else the range of local ports would be one for all peers together.
-    #[test]
-    fn a_local_port_is_chosen_at_connect() {
-        for local in ["127.0.0.1:0", "[::1]:0"] {
-            let local: SocketAddr = local.parse().expect("an address");
-            let Ok(listener) = TcpListener::bind(local) else {
-                continue; // without IPv6
-            };
-            let addr = listener.local_addr().expect("an address");
-            let options = SocketOptions::default();
-            let (stream, _) = connect_tcp(addr, Some(local), &options).expect("connects");
-            assert_eq!(
-                getsockopt(&stream, IpBindAddressNoPort),
-                Ok(true),
-                "{local}"
-            );
-        }
-    }
-}
+#[cfg(test)]
+mod tests;
