@@ -239,3 +239,6 @@ impl<A: fmt::Debug> fmt::Debug for Replay<A> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
