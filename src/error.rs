@@ -383,6 +383,15 @@ mod tests {
             (Error::NoAlarm { alarm }, "no alarm A3", NotFound),
             (Error::ConnState("it has gone"), "it has gone", Other),
             (Error::Draining, "the server drains", Other),
+            #[cfg(feature = "record")]
+            (
+                Error::Recording {
+                    path: "/a".into(),
+                    source: os(libc::EEXIST),
+                },
+                "a recording overwrites no file",
+                AlreadyExists,
+            ),
             (
                 Error::os("making a poll")(os(libc::EACCES)),
                 "making a poll: ",
@@ -422,6 +431,8 @@ mod tests {
                     | Error::Connect { .. }
                     | Error::Os { .. }
             );
+            #[cfg(feature = "record")]
+            let has_cause = has_cause || matches!(error, Error::Recording { .. });
             assert_eq!(error.source().is_some(), has_cause, "{error}");
         }
         let cause = Error::other(os(libc::EACCES));

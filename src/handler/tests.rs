@@ -1,13 +1,14 @@
 //! What a handler and its owner see, in the simulator.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{Context, Handler, Message};
 use crate::config::{Config, Connect, Listen, Retry};
 use crate::error::Error;
-use crate::proto::{Decoded, FrameError, Framer, Framing};
-use crate::reason::{CloseReason, Closed, Outcome};
+use crate::proto::{Decoded, FrameBuf, FrameError, Framer, Framing};
+use crate::reason::{Close, CloseReason, Closed, Outcome};
 use crate::sim::Sim;
 
 type Words = Vec<String>;
@@ -149,12 +150,89 @@ impl Framer for Lines {
     }
 }
 
+/// As [`Lines`], written in brackets. An empty one is an error with a cause.
 struct Others;
 
 impl Framer for Others {
-    fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
-        Ok(Decoded::More)
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        match input {
+            [b'\n', ..] => Err(FrameError::new(Error::os("a frame")(
+                std::io::Error::other("no line"),
+            ))),
+            input => Lines { seen: 0 }.decode(input),
+        }
     }
+
+    fn unpack(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        let written = out.write(b"[").map_err(FrameError::new)?;
+        assert_eq!(written, 1);
+        out.write_all(payload).map_err(FrameError::new)?;
+        write!(out, "]").map_err(FrameError::new)?;
+        out.flush().map_err(FrameError::new)
+    }
+}
+
+/// Echoes, and notes the cause of a bad frame, and what is refused at the end.
+struct Ending;
+
+impl Handler<Words> for Ending {
+    fn on_frame(&mut self, cx: &mut Context<'_, Words>, frame: &[u8]) -> Outcome {
+        cx.app.push(frame.escape_ascii().to_string());
+        match frame {
+            b"[label]" => Err(Close::new().labelled("asked")),
+            _ => Ok(()),
+        }
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Words>, closed: &Closed) {
+        let error = closed.error.as_deref().and_then(|error| error.source());
+        cx.app
+            .push(error.map(ToString::to_string).unwrap_or_default());
+        let refused = cx.conn.reconfigure(|conn| conn.max_frame = Some(1));
+        cx.app.push(format!("{refused:?}"));
+    }
+}
+
+/// A world in which a client has sent these lines, and gone.
+fn after_lines(lines: &[u8]) -> Sim<Words> {
+    let mut sim = Sim::new(1, Config::new(), Words::new());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::custom(|| Others));
+    let addr = sim.listen(listen, |_: &mut Words, _| Ending);
+    let client = sim.connect(addr.expect("a port")).expect("a listener");
+    sim.send(client, lines);
+    sim.finish(client);
+    // The end lingers.
+    sim.advance(Duration::from_secs(60));
+    sim
+}
+
+#[test]
+fn a_framer_writes_a_frame_as_to_a_file() {
+    assert_eq!(after_lines(b"one\ntwo\n").app()[..2], ["[one]", "[two]"]);
+}
+
+#[test]
+fn a_bad_frame_keeps_its_cause() {
+    let sim = after_lines(b"one\n\n");
+    assert_eq!(sim.app()[..2], ["[one]", "no line"]);
+    assert_eq!(sim.stats().closed(CloseReason::BadFrame), 1);
+}
+
+#[test]
+fn a_connection_that_ends_keeps_its_options() {
+    let sim = after_lines(b"\n");
+    assert!(sim.app()[1].contains("not open"), "{}", sim.app()[1]);
+}
+
+#[test]
+fn a_listener_counts_the_labels_of_its_closes() {
+    let mut sim = after_lines(b"label\n");
+    let listeners = sim.control().listeners();
+    let labels: Vec<_> = CloseReason::ALL
+        .iter()
+        .flat_map(|reason| listeners[0].closed_labels(*reason))
+        .collect();
+    assert_eq!(labels, [("asked", 1)]);
 }
 
 #[test]
