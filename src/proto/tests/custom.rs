@@ -63,6 +63,29 @@ fn frames_both_ways() {
     assert_eq!(rig.answers(), b"<one><><three>");
 }
 
+/// What it wants is joined first, and all that has come once that is not enough.
+#[test]
+fn a_framer_that_wants_more_than_its_frame() {
+    fn greedy(input: &[u8]) -> Result<Decoded, FrameError> {
+        Ok(match input.len() {
+            ..10 => Decoded::Need(10),
+            _ => Decoded::Frame {
+                payload: 0..4,
+                consumed: 4,
+            },
+        })
+    }
+    let wire: Vec<u8> = (0..30).collect();
+    let frames: Vec<_> = wire.chunks(4).take(6).map(frame).collect();
+    for split in 1..30 {
+        let mut rig = Rig::open_with(&scripted(greedy), limits(), silent);
+        rig.receive(&wire[..split]);
+        rig.receive(&wire[split..]);
+        assert_eq!(rig.events(), frames, "split at {split}");
+        assert_eq!(rig.machine.buffered(), 6, "split at {split}");
+    }
+}
+
 #[test]
 fn its_error_is_the_cause() {
     let mut rig = Rig::open_with(&scripted(brackets), limits(), echo);
