@@ -337,8 +337,8 @@ impl<'a> InputCursor<'a> {
         self.at == self.fresh.len() && self.joined.capacity() == 0
     }
 
-    /// Returns bytes that are not delivered: none if all are. A frame may need those behind them, see
-    /// [`InputCursor::join_rest`].
+    /// Returns bytes that are not delivered: none if all are. A frame may need those behind them:
+    /// see [`InputCursor::join_rest`].
     #[inline]
     pub(crate) fn rest(&self) -> &[u8] {
         self.from(self.at)
@@ -358,7 +358,8 @@ impl<'a> InputCursor<'a> {
     pub(super) fn join_rest(&mut self) -> bool {
         let joins = self.at < self.joined.len() && !self.fresh.is_empty();
         if joins {
-            self.joined.extend_from_slice(std::mem::take(&mut self.fresh));
+            self.joined
+                .extend_from_slice(std::mem::take(&mut self.fresh));
         }
         joins
     }

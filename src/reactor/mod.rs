@@ -102,7 +102,7 @@ const COMMANDS_FOR: Duration = Duration::from_millis(20);
 /// For how long an urgent command waits for those before it, once the loop has noticed it.
 const URGENT_AFTER: Duration = Duration::from_millis(50);
 
-/// Capacity for the events of an iteration, so that their list does not grow behind buffers.
+/// Capacity for the events of an iteration. No list of the loop may grow behind buffers.
 const EVENTS: usize = 1024;
 
 /// All listeners and connections of one server.
@@ -133,7 +133,7 @@ impl<A, O: Os> Reactor<A, O> {
             shared: Arc::new(shared),
             scratch: Box::new(Scratch::new()),
             events: Vec::with_capacity(EVENTS),
-            fired: Vec::new(),
+            fired: Vec::with_capacity(TIMER_BUDGET),
             backlog: EventBacklog::default(),
             commands_left: false,
             urgent_since: None,

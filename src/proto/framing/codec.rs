@@ -181,13 +181,23 @@ impl Codec {
         }
     }
 
-    /// Returns the length of the frame that begins with `begun`, if that is known. It is a hint.
-    pub(in crate::proto) fn whole(&self, begun: &[u8]) -> Option<usize> {
-        match self {
+    /// As [`Codec::decode`]; there is no frame in no bytes.
+    #[inline]
+    pub(in crate::proto) fn decode_some(&mut self, input: &[u8], buffers: &mut Buffers) -> Step {
+        match input {
+            [] => Step::More,
+            input => self.decode(input, buffers),
+        }
+    }
+
+    /// Returns how many bytes the frame that begins with `begun` lacks, if that is known. A hint.
+    pub(in crate::proto) fn missing(&self, begun: &[u8]) -> Option<usize> {
+        let whole = match self {
             Self::BuiltIn(cutter) => cutter.whole(begun),
             Self::Shaped(shaped) => shaped.whole(begun),
             Self::Custom(custom) => Some(custom.seen).filter(|&seen| seen > begun.len() + 1),
-        }
+        };
+        whole?.checked_sub(begun.len())
     }
 
     /// Returns the framer, if it is of this type.

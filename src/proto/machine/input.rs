@@ -183,9 +183,7 @@ impl Machine {
         match &mut self.active {
             Some(active) if !active.recv_buf.is_empty() => {
                 self.status.recv.clear_frames_buffered();
-                let begun = active.recv_buf.pending();
-                let whole = self.codec.whole(begun);
-                let missing = whole.and_then(|whole| whole.checked_sub(begun.len()));
+                let missing = self.codec.missing(active.recv_buf.pending());
                 active.recv_buf.join(fresh, missing)
             }
             _ => InputCursor::fresh(fresh),
@@ -216,15 +214,10 @@ impl Machine {
                 return None;
             }
         }
-        let step = loop {
-            let step = match cursor.rest() {
-                [] => Step::More,
-                rest => self.codec.decode(rest, &mut pool.buffers),
-            };
-            if !matches!(step, Step::More) || !cursor.join_rest() {
-                break step;
-            }
-        };
+        let mut step = self.codec.decode_some(cursor.rest(), &mut pool.buffers);
+        if matches!(step, Step::More) && cursor.join_rest() {
+            step = self.codec.decode_some(cursor.rest(), &mut pool.buffers);
+        }
         let bad = match step {
             Step::Frame { .. } if self.begins_as_hello(cursor.rest()) => {
                 self.close(Closed::new(CloseReason::UnexpectedTls), now, pool);
