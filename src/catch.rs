@@ -73,10 +73,10 @@ impl fmt::Display for Panic {
 impl std::error::Error for Panic {}
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    struct PanicOnDrop;
+    pub(crate) struct PanicOnDrop;
 
     impl Drop for PanicOnDrop {
         fn drop(&mut self) {

@@ -453,14 +453,7 @@ impl<A> fmt::Debug for Server<A> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct PanicOnDrop;
-
-    impl Drop for PanicOnDrop {
-        fn drop(&mut self) {
-            panic!("in a destructor");
-        }
-    }
+    use crate::catch::tests::PanicOnDrop;
 
     /// The server was dropped before: its panics are caught, and those of the state are not.
     #[test]

@@ -55,14 +55,7 @@ impl PanicGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct PanicOnDrop;
-
-    impl Drop for PanicOnDrop {
-        fn drop(&mut self) {
-            panic!("in a destructor");
-        }
-    }
+    use crate::catch::tests::PanicOnDrop;
 
     #[test]
     fn every_reported_panic_is_counted() {
