@@ -162,6 +162,7 @@ impl Codec {
     #[inline]
     pub(in crate::proto) fn decode(&mut self, input: &[u8], buffers: &mut Buffers) -> Step {
         match self {
+            _ if input.is_empty() => Step::More,
             Self::BuiltIn(cutter) => cutter.decode(input),
             Self::Shaped(shaped) => shaped.decode(input),
             Self::Custom(custom) => custom.decode(input, buffers),
@@ -181,16 +182,8 @@ impl Codec {
         }
     }
 
-    /// As [`Codec::decode`]; there is no frame in no bytes.
-    #[inline]
-    pub(in crate::proto) fn decode_some(&mut self, input: &[u8], buffers: &mut Buffers) -> Step {
-        match input {
-            [] => Step::More,
-            input => self.decode(input, buffers),
-        }
-    }
-
-    /// Returns how many bytes the frame that begins with `begun` lacks, if that is known. A hint.
+    /// Returns how many bytes the frame that begins with `begun` lacks, if that is known. A framer
+    /// may be wrong about it.
     pub(in crate::proto) fn missing(&self, begun: &[u8]) -> Option<usize> {
         let whole = match self {
             Self::BuiltIn(cutter) => cutter.whole(begun),
@@ -381,6 +374,7 @@ impl Cutter {
         }
     }
 
+    /// Returns the length of the frame that begins with `begun`, if that is known.
     fn whole(&self, begun: &[u8]) -> Option<usize> {
         let Kind::Packet(width) = self.kind else {
             return None;

@@ -247,6 +247,7 @@ impl Shaped {
         }
     }
 
+    /// Returns the length of the frame that begins with `begun`, if that is known.
     pub(super) fn whole(&self, begun: &[u8]) -> Option<usize> {
         match self.extent(begun) {
             (_, Extent::Length(length)) => Some(length),

@@ -214,9 +214,9 @@ impl Machine {
                 return None;
             }
         }
-        let mut step = self.codec.decode_some(cursor.rest(), &mut pool.buffers);
+        let mut step = self.codec.decode(cursor.rest(), &mut pool.buffers);
         if matches!(step, Step::More) && cursor.join_rest() {
-            step = self.codec.decode_some(cursor.rest(), &mut pool.buffers);
+            step = self.codec.decode(cursor.rest(), &mut pool.buffers);
         }
         let bad = match step {
             Step::Frame { .. } if self.begins_as_hello(cursor.rest()) => {
