@@ -264,18 +264,18 @@ impl Machine {
 
     #[inline(never)]
     fn prepare(&mut self, now: Time, pool: &mut Pool) -> Option<&[u8]> {
-        let only_frames = self.only_frames();
-        if !only_frames && !self.allows().write {
+        if self.only_frames() {
+            self.encrypt(now, pool);
+        } else if !self.allows().write {
             // TLS may answer by itself behind our FIN, where nothing can be written.
             if let (true, Some(session)) = (self.status.send.has_sent_fin(), &mut self.tls) {
                 session.silence(&mut pool.buffers);
             }
             return Some(&[]);
-        }
-        if only_frames || !self.write_closed() {
-            self.encrypt(now, pool);
-        }
-        if !only_frames {
+        } else {
+            if !self.write_closed() {
+                self.encrypt(now, pool);
+            }
             self.prepare_end(pool);
         }
         match &self.tls {
