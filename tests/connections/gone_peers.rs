@@ -116,24 +116,37 @@ fn a_paused_connection_notices_its_peers_end() {
     }
 }
 
+/// A world in which a paused connection was reset, and the call that would tell fails so.
+fn reset_behind_a_pause(errno: i32) -> Sim<Log> {
+    let (mut sim, addr) = world();
+    let client = sim.connect(addr).expect("connected");
+    sim.send(client, b"pause\n");
+    sim.finish(client);
+    sim.settle();
+    sim.add_fault(Scripted {
+        call: Call::Write,
+        after: 0,
+        errno,
+    });
+    sim.reset(client);
+    sim.advance(Duration::from_secs(1));
+    sim
+}
+
 /// The call that would tell fails for a passing reason: it is made again.
 #[test]
 fn a_reset_is_noticed_although_a_call_failed_in_passing() {
-    for errno in [libc::ENOBUFS, libc::ENOMEM, libc::EINTR, libc::EAGAIN] {
-        let (mut sim, addr) = world();
-        let client = sim.connect(addr).expect("connected");
-        sim.send(client, b"pause\n");
-        sim.finish(client);
-        sim.settle();
-        sim.add_fault(Scripted {
-            call: Call::Write,
-            after: 0,
-            errno,
-        });
-        sim.reset(client);
-        sim.advance(Duration::from_secs(1));
+    for errno in [libc::ENOBUFS, libc::ENOMEM, libc::EINTR] {
+        let sim = reset_behind_a_pause(errno);
         assert_eq!(sim.stats().closed(CloseReason::Reset), 1, "errno {errno}");
     }
+}
+
+/// That call is a write of nothing, which needs no room: a system reports the error.
+#[test]
+fn a_reset_is_noticed_although_the_socket_is_full() {
+    let sim = reset_behind_a_pause(libc::EAGAIN);
+    assert_eq!(sim.stats().closed(CloseReason::Reset), 1);
 }
 
 /// First FIN, then RST; and a pause that begins from outside when both are known.
