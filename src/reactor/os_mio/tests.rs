@@ -1,6 +1,7 @@
 //! Sockets as the kernel makes them, without a server.
 
 use std::io::{Read as _, Write as _};
+use std::time::Instant;
 
 use super::*;
 
@@ -11,24 +12,34 @@ fn options() -> SocketOptions {
     }
 }
 
-fn accepted(os: &mut MioOs, listener: &mut Listener) -> Stream {
+/// Waits for up to 30 seconds.
+fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(30);
     loop {
-        match os.accept(listener) {
-            Ok((stream, _)) => return stream,
-            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+        if let Some(found) = look() {
+            return found;
         }
+        assert!(Instant::now() < end, "not within 30 s");
+        std::thread::yield_now();
     }
+}
+
+fn unless_blocked<T>(result: io::Result<T>) -> Option<T> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        result => Some(result.expect("no other error")),
+    }
+}
+
+fn accepted(os: &mut MioOs, listener: &mut Listener) -> Stream {
+    eventually(|| unless_blocked(os.accept(listener))).0
 }
 
 /// Reads from a non-blocking stream.
 fn read(os: &mut MioOs, stream: &mut Stream) -> Vec<u8> {
     let mut buffer = [0; 16];
-    loop {
-        match os.read(stream, &mut buffer) {
-            Ok(count) => return buffer[..count].to_vec(),
-            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
-        }
-    }
+    let count = eventually(|| unless_blocked(os.read(stream, &mut buffer)));
+    buffer[..count].to_vec()
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -79,13 +90,13 @@ fn what_a_peer_has_taken_is_known_of_tcp() {
     };
     let mut client = std::net::TcpStream::connect(tcp).expect("it listens");
     let mut stream = accepted(&mut os, &mut listener);
+    let patience = Some(Duration::from_secs(30));
+    client.set_read_timeout(patience).expect("set");
     client.write_all(b"hi").expect("written");
     assert_eq!(read(&mut os, &mut stream), b"hi");
     os.write(&mut stream, b"hello").expect("written");
     client.read_exact(&mut [0; 5]).expect("all of it");
-    while os.has_taken(&mut stream, 5) != Some(true) {
-        std::thread::yield_now();
-    }
+    eventually(|| os.has_taken(&mut stream, 5).filter(|&taken| taken));
     assert_eq!(os.has_taken(&mut stream, 6), Some(false));
     let (ours, _theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
     let (mut unix, _) = os.adopt_stream(ours.into(), &options()).expect("adopted");

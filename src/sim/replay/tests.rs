@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Ending, Replay, Tape};
 use crate::alarm::Alarm;
@@ -16,6 +16,8 @@ use crate::record::{Payloads, Recording};
 use crate::server::Server;
 
 type Words = Vec<String>;
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Echo;
 
@@ -51,14 +53,9 @@ fn give(control: &mut Control<'_, Words>) -> [UnixStream; 2] {
     let options = Connect::new(Framing::Line);
     control.adopt(ours, options, Echo).expect("adopted");
     let (watched, other) = UnixStream::pair().expect("a pair");
-    let watch = control.watch(
-        watched,
-        Interest::Readable,
-        |app: &mut Words, control, _| {
-            app.push("watched".to_owned());
-            control.stop();
-        },
-    );
+    let watch = control.watch(watched, Interest::Readable, |app: &mut Words, _, _| {
+        app.push("watched".to_owned())
+    });
     watch.expect("watched");
     let half = Alarm::Descriptors(Quota::Percent(50));
     let alarm = control.on_alarm(half, Duration::from_secs(1), |_, _, _| {});
@@ -69,6 +66,16 @@ fn give(control: &mut Control<'_, Words>) -> [UnixStream; 2] {
 fn suspend(control: &mut Control<'_, Words>, listener: ListenerId) {
     control.suspend(listener).expect("open");
     control.resume(listener).expect("open");
+}
+
+/// Runs until so many words are recorded, for up to 30 seconds.
+fn run_until(server: &mut Server<Words>, recorded: &mut Words, count: usize) {
+    let end = Instant::now() + PATIENCE;
+    while recorded.len() < count {
+        assert!(Instant::now() < end, "{recorded:?}");
+        let timeout = Some(Duration::from_secs(1));
+        server.poll_once(recorded, timeout).expect("it runs");
+    }
 }
 
 #[test]
@@ -85,21 +92,19 @@ fn what_an_owner_gives_a_server_replays() {
         .expect("adopted");
     suspend(&mut server.control(), id);
     let [mut client, mut other] = give(&mut server.control());
+    client.set_read_timeout(Some(PATIENCE)).expect("set");
     client.write_all(b"hello\n").expect("written");
     let mut over_tcp = TcpStream::connect(addr).expect("it listens");
+    over_tcp.set_read_timeout(Some(PATIENCE)).expect("set");
     over_tcp.write_all(b"hi\n").expect("written");
-    while recorded.len() < 4 {
-        server.poll_once(&mut recorded, None).expect("it runs");
-    }
+    run_until(&mut server, &mut recorded, 4);
     client.read_exact(&mut [0; 6]).expect("answered");
     over_tcp.read_exact(&mut [0; 3]).expect("answered");
     // Behind everything that it was sent.
     reset(over_tcp);
-    while recorded.len() < 5 {
-        server.poll_once(&mut recorded, None).expect("it runs");
-    }
+    run_until(&mut server, &mut recorded, 5);
     other.write_all(b"!").expect("written");
-    server.run(&mut recorded).expect("it stops");
+    run_until(&mut server, &mut recorded, 6);
     let stats = server.control().stats();
     drop(server);
 
