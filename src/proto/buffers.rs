@@ -1,14 +1,15 @@
 //! Memory of a connection: spare buffers that the connections of a server share, and pending
 //! output.
 
+use std::hint::black_box;
+use std::ops::Range;
+
 /// A larger buffer goes back to the allocator and is not kept.
 const MAX_KEPT: usize = 512 * 1024;
 /// Spare parts of each kind: enough for one iteration.
 pub(super) const MAX_SPARE: usize = 64;
 /// All spare buffers together.
 const MAX_SPARE_BYTES: usize = 8 * 1024 * 1024;
-/// Parts of one size that an allocator may cache: glibc has seven, or sixteen, in each thread.
-pub(super) const MAX_CACHED: usize = 16;
 /// A larger buffer is not kept with spare parts of TLS sessions: 64 × 16 KiB in all.
 #[cfg(feature = "tls")]
 const MAX_CIPHERTEXT: usize = 16 * 1024;
@@ -27,14 +28,19 @@ pub(super) struct Buffers {
     ciphertexts: Vec<Box<Ciphertext>>,
 }
 
-/// Drops spare parts.
-///
-/// An allocator caches a few of a size, from anywhere in its heap. Takes those out, and leaves it
-/// the ones at the lowest addresses.
-pub(super) fn release<T: Default>(spare: &mut Vec<Box<T>>) {
-    spare.extend((0..MAX_CACHED).map(|_| Box::default()));
-    spare.sort_unstable_by_key(|part| std::ptr::from_ref::<T>(part).addr());
-    spare.clear();
+/// Exchanges what the allocator caches, from anywhere in its heap, for the same at lower addresses:
+/// glibc keeps up to 7 allocations of each size up to 1 KiB, in each thread, and newer ones 16.
+pub(super) fn lower_allocator_cache() {
+    const SIZES: Range<usize> = 24..1040;
+    const STEP: usize = 16;
+    const TAKEN: usize = 32;
+    let sizes = SIZES.step_by(STEP);
+    let mut cached = Vec::with_capacity(sizes.len() * TAKEN);
+    cached.extend(sizes.flat_map(|size| (0..TAKEN).map(move |_| Vec::<u8>::with_capacity(size))));
+    cached.sort_unstable_by_key(|part| part.as_ptr().addr());
+    for part in cached {
+        drop(black_box(part));
+    }
 }
 
 /// Returns the memory that `buffer` takes beyond the turn: see [`Buffers::shrink`].
@@ -65,17 +71,17 @@ impl Buffers {
             large_bytes: 0,
             small: Vec::with_capacity(MAX_SPARE),
             #[cfg(feature = "tls")]
-            ciphertexts: Vec::with_capacity(MAX_SPARE + MAX_CACHED),
+            ciphertexts: Vec::with_capacity(MAX_SPARE),
         }
     }
 
     /// Drops all spare parts.
-    pub(super) fn release(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.large.clear();
         self.large_bytes = 0;
         self.small.clear();
         #[cfg(feature = "tls")]
-        release(&mut self.ciphertexts);
+        self.ciphertexts.clear();
     }
 
     #[inline]

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::active::Active;
-use super::buffers::{self, Buffers, MAX_CACHED, MAX_SPARE};
+use super::buffers::{lower_allocator_cache, Buffers, MAX_SPARE};
 use super::send_queue::SharedPayloads;
 use super::state::Traffic;
 use crate::histogram::Histogram;
@@ -27,7 +27,7 @@ impl Default for Pool {
         Self {
             buffers: Buffers::with_lists(),
             shared: Rc::default(),
-            active: Vec::with_capacity(MAX_SPARE + MAX_CACHED),
+            active: Vec::with_capacity(MAX_SPARE),
             traffic: Traffic::default(),
             sizes_in: Histogram::default(),
             sizes_out: Histogram::default(),
@@ -36,10 +36,12 @@ impl Default for Pool {
 }
 
 impl Pool {
-    /// Drops all spare parts, so that the allocator can return the memory around them.
+    /// Drops all spare parts, so that the allocator can return the memory around them. Everything
+    /// else that may be released must be before.
     pub(crate) fn release_spare(&mut self) {
-        self.buffers.release();
-        buffers::release(&mut self.active);
+        self.buffers.clear();
+        self.active.clear();
+        lower_allocator_cache();
     }
 
     #[inline]

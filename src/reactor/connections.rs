@@ -100,10 +100,9 @@ impl<S> Connections<S> {
         conns
     }
 
-    /// Drops spare memory, and moves what has grown. An allocator returns the end of its heap alone,
-    /// so nothing of a storm may stay there.
+    /// Drops spare memory, and moves what has grown. An allocator returns the end of its heap
+    /// alone, so nothing of a storm may stay there.
     pub(super) fn release_spare(&mut self) {
-        self.pool.release_spare();
         for queue in [&mut self.ready, &mut self.handshakes] {
             if queue.len() <= MIN_QUEUE {
                 // At another place: to shrink it would leave it where it is.
@@ -112,6 +111,7 @@ impl<S> Connections<S> {
                 *queue = fit;
             }
         }
+        self.pool.release_spare();
     }
 
     // Memory for the slots. A large cap reserves nothing that the machine may not have: their

@@ -106,6 +106,15 @@ fn after_large_frames_on_all_connections_at_once_it_is_as_before() {
     all_hold_a_large_frame(&server, || connect(addr));
 }
 
+#[cfg(feature = "tls")]
+#[test]
+fn after_large_frames_on_all_tls_connections_at_once_it_is_as_before() {
+    let site = Site::new();
+    let (server, addr) = tls_echo(&site);
+    let client = site.client(&TLS13);
+    all_hold_a_large_frame(&server, || secure(addr, &client));
+}
+
 /// The echo example behind TLS. It has read its files.
 #[cfg(feature = "tls")]
 fn tls_echo(site: &Site) -> (ChildProcess, SocketAddr) {
