@@ -536,7 +536,7 @@ impl Machine {
             self.decode_again();
         }
         self.follow_rates(&before, now);
-        self.follow_watermarks(now);
+        self.follow_watermarks(&before, now);
         self.follow_timeouts(&before, now);
         Ok(())
     }
@@ -606,10 +606,11 @@ impl Machine {
         }
     }
 
-    fn follow_watermarks(&mut self, now: Time) {
+    fn follow_watermarks(&mut self, before: &ConnConfig, now: Time) {
         self.relieve_if_low(now);
-        if self.unsent_app_bytes() >= self.limits.high_watermark {
-            self.congest(now);
+        // Otherwise only what encryption adds can have reached it since the last frame was sent.
+        if before.high_watermark != self.limits.high_watermark {
+            self.congest_if_high(now);
         }
         // Of a full-duplex connection, congestion is no pause.
         self.pause_clocks(now);

@@ -325,6 +325,33 @@ fn tickets_do_not_fill_the_output() {
     }
 }
 
+/// What encryption adds makes nobody a slow reader once an option changes that is no watermark.
+#[test]
+fn a_change_of_options_fills_no_output() {
+    let limits = ConnConfig {
+        low_watermark: 10,
+        high_watermark: 60,
+        output_limit: 60,
+        ..limits()
+    };
+    let identity = Identity::new();
+    let (server, client) = (identity.server(), identity.client(&TLS13));
+    let mut talk = Talk::with(server, client, limits, Box::new(echo));
+    talk.exchange();
+    // A record is begun.
+    talk.rig.room = 1;
+    talk.say(&packet2([7; 50]));
+    let bytes = talk.client_bytes();
+    talk.rig.receive(&bytes);
+    assert!(talk.rig.machine.unsent_app_bytes() > 60, "encrypted");
+    let now = talk.rig.now;
+    let changed = (talk.rig.machine).reconfigure(|conn| conn.max_frame = Some(55), now);
+    changed.expect("an open connection, and a good value");
+    assert!(!talk.rig.machine.is_congested());
+    talk.rig.drain_to_peer(1000);
+    assert_eq!(talk.rig.events(), [Seen::Opened, frame([7; 50])]);
+}
+
 /// A client that reads nothing: pending output stays bounded, and all of it arrives in the end.
 #[test]
 fn a_slow_reader_over_tls() {
