@@ -30,17 +30,33 @@ pub(super) struct Buffers {
 
 /// Exchanges what the allocator caches, from anywhere in its heap, for the same at lower addresses:
 /// glibc keeps up to 7 allocations of each size up to 1 KiB, in each thread, and newer ones 16.
+///
+/// An allocator prefers the smallest free place that fits, and that may lie between what was
+/// cached. So such places are filled first, and the lowest of what fills them makes room. The
+/// smallest place may still be one in the middle: what lies there moves in the next round.
 pub(super) fn lower_allocator_cache() {
+    const ROUNDS: usize = 3;
+    const FILLERS: [usize; 3] = [64 * 1024, 8 * 1024, 2 * 1024];
+    const FILLED: usize = 64;
     const SIZES: Range<usize> = 24..1040;
     const STEP: usize = 16;
     const TAKEN: usize = 32;
-    let sizes = SIZES.step_by(STEP);
-    let mut cached = Vec::with_capacity(sizes.len() * TAKEN);
-    cached.extend(sizes.flat_map(|size| (0..TAKEN).map(move |_| Vec::<u8>::with_capacity(size))));
-    cached.sort_unstable_by_key(|part| part.as_ptr().addr());
-    for part in cached {
-        drop(black_box(part));
+    for _ in 0..ROUNDS {
+        let mut fillers = take(FILLERS.into_iter(), FILLED);
+        drop(fillers.drain(..FILLED));
+        let cached = take(SIZES.step_by(STEP), TAKEN);
+        for part in cached.into_iter().chain(fillers) {
+            drop(black_box(part));
+        }
     }
+}
+
+/// Allocates `count` parts of each size. The lowest address comes first.
+fn take(sizes: impl ExactSizeIterator<Item = usize>, count: usize) -> Vec<Vec<u8>> {
+    let mut parts = Vec::with_capacity(sizes.len() * count);
+    parts.extend(sizes.flat_map(|size| (0..count).map(move |_| Vec::with_capacity(size))));
+    parts.sort_unstable_by_key(|part: &Vec<u8>| part.as_ptr().addr());
+    parts
 }
 
 /// Returns the memory that `buffer` takes beyond the turn: see [`Buffers::shrink`].

@@ -80,24 +80,27 @@ fn all_hold_a_large_frame<C: Read + Write>(server: &ChildProcess, client: impl F
     // It has been read as well: it came first.
     ping(&mut clients[0], &[b'x'; 64]);
     let before = private(server.process());
-    for client in &mut *clients {
-        client.write_all(most).expect("sent");
-    }
-    eventually("all frames are incomplete", || {
-        private(server.process()) > before + AT_ONCE * most.len()
-    });
     let mut answer = vec![0; large.len()];
-    // In an order of its own.
-    for at in 0..AT_ONCE {
-        let client = &mut clients[at * 97 % AT_ONCE];
-        client.write_all(&[*last]).expect("sent");
-        client.read_exact(&mut answer).expect("the echo");
-        assert!(answer == large);
+    // The frames are completed in three orders.
+    for step in [1, 97, AT_ONCE - 1] {
+        for client in &mut *clients {
+            client.write_all(most).expect("sent");
+        }
+        eventually("all frames are incomplete", || {
+            private(server.process()) > before + AT_ONCE * most.len()
+        });
+        for at in 0..AT_ONCE {
+            let client = &mut clients[at * step % AT_ONCE];
+            client.write_all(&[*last]).expect("sent");
+            client.read_exact(&mut answer).expect("the echo");
+            assert!(answer == large);
+        }
+        // The last echo leaves before its iteration ends.
+        ping(&mut clients[0], &[b'x'; 64]);
+        eventually("it is as before", || {
+            private(server.process()) < before + 8 * MIB
+        });
     }
-    // The last echo leaves before its iteration ends.
-    eventually("it is as before", || {
-        private(server.process()) < before + 8 * MIB
-    });
 }
 
 #[test]
