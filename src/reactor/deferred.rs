@@ -57,7 +57,12 @@ pub(super) struct Deferred {
 impl Deferred {
     /// Whether commands are due, or the end of a hold.
     pub(super) fn is_due(&self) -> bool {
-        !self.opened.is_empty() || !self.held.is_empty()
+        !self.opened.is_empty() || self.holds_some()
+    }
+
+    /// Whether a connection may be held until the commands that were queued are carried out.
+    pub(super) fn holds_some(&self) -> bool {
+        !self.held.is_empty()
     }
 
     pub(super) fn has(&self, id: ConnId) -> bool {

@@ -400,8 +400,11 @@ impl<A, O: Os> Reactor<A, O> {
         self.commands_left = self.shared.len() > 0;
         // In a stage of its own: commands that use up theirs keep no connection from its end.
         self.inner.core.begin_stage();
-        let done = self.shared.taken();
-        while self.inner.core.has_work_left() && commands::release_next(&mut self.inner, done) {}
+        if self.inner.core.deferred.holds_some() {
+            let done = self.inner.core.os.carried_out(self.shared.taken());
+            while self.inner.core.has_work_left() && commands::release_next(&mut self.inner, done) {
+            }
+        }
     }
 
     /// Carries out urgent commands, which pass those before them, within a budget of their own.

@@ -315,6 +315,19 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
     /// A connection has ended for this reason: for recordings.
     fn note_end(&mut self, _reason: CloseReason) {}
 
+    /// A connection opens. Returns the number of commands of handles so far, if some of them are
+    /// not carried out: `queued`, or that of a recording.
+    #[inline]
+    fn queued(&mut self, queued: Option<u64>) -> Option<u64> {
+        queued
+    }
+
+    /// A connection waits for commands of handles. Returns how many are carried out: `done`, or as
+    /// many as in a recording.
+    fn carried_out(&mut self, done: u64) -> u64 {
+        done
+    }
+
     /// A command of a handle is carried out now: for recordings.
     fn note_command(&mut self, _command: Noted<'_>) {}
 }

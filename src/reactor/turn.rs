@@ -77,7 +77,8 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
 
     fn handle_opened(&mut self) {
         let Self { inner, app, id, .. } = self;
-        inner.core.handle_opened(*id, self.shared.queued());
+        let queued = inner.core.os.queued(self.shared.queued());
+        inner.core.handle_opened(*id, queued);
         inner.call(app, *id, |handler, cx| handler.on_open(cx));
     }
 

@@ -91,6 +91,10 @@ pub(crate) enum Call {
     /// and what cannot be written down.
     Job,
     ReregisterStream,
+    /// When a connection opens: the number of commands of handles so far, if some are still queued.
+    Queued,
+    /// While a connection waits for them: the number that are carried out.
+    CarriedOut,
 }
 
 impl Call {
@@ -136,6 +140,8 @@ impl Call {
         Self::Send,
         Self::Job,
         Self::ReregisterStream,
+        Self::Queued,
+        Self::CarriedOut,
     ];
 }
 

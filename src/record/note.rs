@@ -43,6 +43,14 @@ pub(super) fn note_bytes<T>(
     }
 }
 
+/// Records a number, and returns it.
+pub(super) fn note_number(recorder: &Option<Box<Recorder>>, call: Call, number: u64) -> u64 {
+    if let Some(recorder) = recorder {
+        recorder.call(call, 0, Value::Long(0, number));
+    }
+    number
+}
+
 /// A small number, or none.
 pub(super) fn optional(number: Option<usize>) -> Value<'static> {
     match number {

@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::format::{event_word, poll_word, stream_bits, stream_number, Call, FRAME, READ, WRITE};
-use super::note::{note, note_bytes, note_token, nothing, optional};
+use super::note::{note, note_bytes, note_number, note_token, nothing, optional};
 use super::recorder::{Recorder, Value, SAVE_AFTER};
 use super::values::{put_addr, put_credentials};
 use super::Recording;
@@ -443,10 +443,7 @@ impl<O: Os> Os for RecordingOs<O> {
 
     fn random(&mut self) -> u64 {
         let random = self.os.random();
-        if let Some(recorder) = &self.recorder {
-            recorder.call(Call::Random, 0, Value::Long(0, random));
-        }
-        random
+        note_number(&self.recorder, Call::Random, random)
     }
 
     fn register_stream(
@@ -536,6 +533,14 @@ impl<O: Os> Os for RecordingOs<O> {
         note(&self.recorder, Call::Reason, 0, &Ok(reason), |reason| {
             *reason as u64
         });
+    }
+
+    fn queued(&mut self, queued: Option<u64>) -> Option<u64> {
+        queued.map(|queued| note_number(&self.recorder, Call::Queued, queued))
+    }
+
+    fn carried_out(&mut self, done: u64) -> u64 {
+        note_number(&self.recorder, Call::CarriedOut, done)
     }
 
     fn note_command(&mut self, command: Noted<'_>) {

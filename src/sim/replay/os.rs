@@ -299,6 +299,15 @@ impl Os for ReplayOs {
         self.player().reason(reason as u64, reason.name());
     }
 
+    fn queued(&mut self, _: Option<u64>) -> Option<u64> {
+        self.player().queued()
+    }
+
+    fn carried_out(&mut self, done: u64) -> u64 {
+        let recorded = self.call(Call::CarriedOut, 0);
+        recorded.map_or(done, |answer| answer.long)
+    }
+
     fn note_command(&mut self, _: Noted<'_>) {
         self.player().pass_command();
     }

@@ -242,6 +242,20 @@ impl Player {
         self.descriptor_limit
     }
 
+    /// A connection opens: the number of commands of handles so far, if some were still queued.
+    pub(super) fn queued(&mut self) -> Option<u64> {
+        let Some(Record {
+            end,
+            what: What::Call(Call::Queued, _, Ok(answer)),
+        }) = self.tape.record(self.at)
+        else {
+            return None;
+        };
+        let queued = answer.long();
+        self.step(end);
+        Some(queued)
+    }
+
     /// Goes to the record of the call that the server makes. False at the end of the tape.
     fn advance(&mut self) -> bool {
         if self.stop.is_some() {

@@ -274,6 +274,8 @@ impl Call {
             Self::Kill => "kill by a handle",
             Self::Send => "frame from a handle",
             Self::Job => "job or message of a handle",
+            Self::Queued => "number of commands queued",
+            Self::CarriedOut => "number of commands carried out",
         }
     }
 }
