@@ -156,6 +156,8 @@ pub struct Talk {
     pub flush: Option<usize>,
     /// Its handler, or another's, wants no frames.
     pub paused: bool,
+    /// Number of pauses so far.
+    pub pauses: u64,
     /// A frame was sent to it whose position in the order is unknown.
     pub murky: bool,
     pub opened: bool,
@@ -190,6 +192,7 @@ impl Talk {
             taken: 0,
             flush: None,
             paused: false,
+            pauses: 0,
             murky: false,
             opened: false,
             closed: None,
@@ -504,8 +507,9 @@ impl App {
     }
 
     pub fn pause(&mut self, conn: &mut Conn<'_, Self>, on: bool) {
-        self.talk(tcp(&conn.info().expect("it is there").peer))
-            .paused = on;
+        let talk = self.talk(tcp(&conn.info().expect("it is there").peer));
+        talk.paused = on;
+        talk.pauses += u64::from(on);
         if on {
             conn.pause();
         } else {

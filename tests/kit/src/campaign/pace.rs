@@ -15,6 +15,8 @@ pub struct Limits {
     pub frame: Limit,
     /// With so many bytes of pending output it is not read.
     pub congested_from: usize,
+    /// Number of pauses so far: one may begin and end between two looks.
+    pub pauses: u64,
 }
 
 /// A peer that has something to do, and since when.

@@ -1067,6 +1067,11 @@ impl World {
         };
         let throttled = infos.iter().filter(is_throttled).map(|info| info.id);
         let throttled: BTreeSet<_> = throttled.collect();
+        let pauses = infos.iter().filter_map(|info| {
+            let talk = talks.get(&tcp(&info.peer))?;
+            Some((info.id, talk.pauses))
+        });
+        let pauses: BTreeMap<_, _> = pauses.collect();
         let mut control = self.sim.control();
         pace.check(unblocked, infos, |info| {
             info.listener?;
@@ -1080,6 +1085,7 @@ impl World {
                 write: (options.write_timeout, options.min_rate),
                 frame: (frame_timeout, options.min_rate),
                 congested_from: options.high_watermark.min(options.output_limit),
+                pauses: pauses.get(&info.id).copied().unwrap_or(0),
             })
         })
     }
