@@ -17,7 +17,7 @@ use crate::detached::Permit;
 use crate::handle::Liveness;
 use crate::id::{ConnId, ListenerId, ServerNumber};
 use crate::logs;
-use crate::proto::{Pool, State, Time};
+use crate::proto::{low_list, Pool, State, Time};
 
 /// Slots for which memory is there from the start, if the cap allows them. Address space only: a
 /// page becomes memory when it is used first.
@@ -105,8 +105,7 @@ impl<S> Connections<S> {
     pub(super) fn release_spare(&mut self) {
         for queue in [&mut self.ready, &mut self.handshakes] {
             if queue.len() <= MIN_QUEUE {
-                // At another place: to shrink it would leave it where it is.
-                let mut fit = VecDeque::with_capacity(MIN_QUEUE);
+                let mut fit = VecDeque::from(low_list(MIN_QUEUE));
                 fit.append(queue);
                 *queue = fit;
             }

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::proto::{Held, SharedPayloads};
+use crate::proto::{low_list, Held, SharedPayloads};
 
 /// Connections that hold less than this have no share: limiting them would free nothing.
 const MIN_HOLDER: usize = 1024;
@@ -44,8 +44,6 @@ pub(super) struct MemoryUsage {
     most: usize,
     /// Maximum number of holders at which spare memory is released next.
     release_at: Option<usize>,
-    /// It was released when none held much, and is released once more.
-    at_rest: bool,
     /// The slots of each class.
     classes: Vec<Vec<u32>>,
     /// Number of slots with at least [`MIN_HOLDER`] bytes.
@@ -85,7 +83,6 @@ impl MemoryUsage {
             held: Vec::with_capacity(MIN_CHUNKS),
             most: 0,
             release_at: None,
-            at_rest: false,
             classes: vec![Vec::new(); CLASSES],
             holders: 0,
             sample_at: 0,
@@ -227,26 +224,22 @@ impl MemoryUsage {
     }
 
     /// Drops accounts, and moves or drops lists, that have grown in a storm. The next time is when
-    /// fewer hold much: up to [`FEW`] + 2 times for each storm. At rest it is the next iteration:
-    /// what served the last holder has been freed by then.
+    /// a quarter of these holders is left: up to five times for each storm.
     ///
     /// Bounded: up to [`MIN_CLASS`] slots of each class move, and each chunk that is dropped was
     /// allocated since the last time.
     pub(super) fn release(&mut self) {
-        let is_last = self.holders == 0 && self.at_rest;
-        self.release_at = (!is_last).then(|| self.holders.saturating_sub(1));
-        self.at_rest = self.holders == 0 && !is_last;
+        self.release_at = (self.holders > 0).then_some(self.holders / 4);
         for chunk in &mut self.held {
             chunk.take_if(|chunk| chunk.holding == 0);
         }
         for class in &mut self.classes {
             if class.len() <= MIN_CLASS {
-                // At another place: to shrink it would leave it where it is.
-                let mut fit = Vec::new();
-                if !class.is_empty() {
-                    fit.reserve(MIN_CLASS);
-                    fit.append(class);
-                }
+                let mut fit = match class.len() {
+                    0 => Vec::new(),
+                    _ => low_list(MIN_CLASS),
+                };
+                fit.append(class);
                 *class = fit;
             }
         }
@@ -366,28 +359,31 @@ mod tests {
     #[test]
     fn spare_memory_is_released_after_a_storm_each_time_that_fewer_hold_much() {
         let mut usage = limited(usize::MAX);
-        let mut releases = |slots: std::ops::Range<u32>, bytes| {
+        let mut is_over = |slots: std::ops::Range<u32>, bytes| {
             for slot in slots {
                 usage.set(slot, own(bytes));
             }
-            let mut times = 0;
-            while usage.is_storm_over() {
+            let is_over = usage.is_storm_over();
+            if is_over {
                 usage.release();
-                times += 1;
             }
-            times
+            assert!(!usage.is_storm_over(), "once");
+            is_over
         };
-        assert_eq!(releases(0..3000, STORM_BYTES / 2000), 0);
-        assert_eq!(releases(100..3000, 0), 0, "many are left");
-        assert_eq!(releases(1..70, 0), 1);
-        assert_eq!(releases(1..5, MIN_HOLDER), 0, "no other storm");
-        assert_eq!(releases(1..5, 0), 0, "as many as then");
-        assert_eq!(releases(70..100, 0), 1, "fewer");
-        assert_eq!(releases(0..1, 0), 2, "none: once more");
-        assert_eq!(releases(0..1, STORM_BYTES - 1), 0);
-        assert_eq!(releases(0..1, 0), 0, "a smaller one");
-        assert_eq!(releases(0..1, STORM_BYTES), 0);
-        assert_eq!(releases(0..1, 0), 2, "another");
+        assert!(!is_over(0..3000, STORM_BYTES / 2000));
+        assert!(!is_over(65..3000, 0), "many are left");
+        assert!(is_over(64..65, 0));
+        assert!(!is_over(1..5, MIN_HOLDER), "no other storm");
+        assert!(!is_over(17..64, 0), "more than a quarter");
+        assert!(is_over(16..17, 0), "a quarter");
+        assert!(!is_over(5..16, 0));
+        assert!(is_over(4..5, 0), "another");
+        assert!(is_over(1..4, 0));
+        assert!(is_over(0..1, 0), "none");
+        assert!(!is_over(0..1, STORM_BYTES - 1));
+        assert!(!is_over(0..1, 0), "a smaller storm");
+        assert!(!is_over(0..1, STORM_BYTES));
+        assert!(is_over(0..1, 0), "another storm");
         assert_eq!(usage.total(), 0);
         assert!(usage.held.iter().all(Option::is_none));
         assert!(usage.classes.iter().all(|class| class.capacity() == 0));
