@@ -9,21 +9,23 @@ use portcullis::{ConnId, ConnInfo, State};
 pub type Limit = (Duration, u32);
 
 /// What one connection is held to.
-#[derive(Clone, Copy, PartialEq)]
 pub struct Limits {
     pub write: Limit,
     pub frame: Limit,
     /// With so many bytes of pending output it is not read.
     pub congested_from: usize,
-    /// Number of pauses so far: one may begin and end between two looks.
+    /// Number of pauses so far: one may begin and end between two looks, and its time does not
+    /// count for a frame.
     pub pauses: u64,
 }
 
 /// A peer that has something to do, and since when.
 #[derive(Clone, Copy)]
 struct Task {
-    /// Under other limits it is another task.
-    limits: Limits,
+    /// Under another limit it is another task.
+    limit: Limit,
+    /// Behind another pause, an incomplete frame is another task.
+    pauses: u64,
     since: Duration,
     /// Bytes that had passed by then.
     passed: u64,
@@ -59,7 +61,8 @@ impl Pace {
             let out = info.traffic.bytes_out;
             if info.queued > 0 && matches!(info.state, State::Open | State::Closing) {
                 let begun = Task {
-                    limits,
+                    limit: limits.write,
+                    pauses: 0,
                     since: now,
                     passed: out,
                     left: info.queued as u64,
@@ -69,9 +72,9 @@ impl Pace {
                 };
                 let known = self.output.get(&info.id).copied();
                 let task =
-                    known.filter(|task| task.limits == limits && out - task.passed < task.left);
+                    known.filter(|task| task.limit == begun.limit && out - task.passed < task.left);
                 let task = task.unwrap_or(begun);
-                task.is_in_time(now, out, limits.write)
+                task.is_in_time(now, out)
                     .map_err(|late| format!("pending output {late}: {info}"))?;
                 output.insert(info.id, task);
             }
@@ -81,7 +84,8 @@ impl Pace {
             if inside && is_read && info.state == State::Open {
                 let (passed, delivered) = (info.traffic.bytes_in, info.traffic.frames_in);
                 let begun = Task {
-                    limits,
+                    limit: limits.frame,
+                    pauses: limits.pauses,
                     since: now,
                     passed,
                     left: 0,
@@ -90,7 +94,8 @@ impl Pace {
                     written: out,
                 };
                 let known = self.frames.get(&info.id).copied();
-                let task = known.filter(|task| task.limits == limits && task.frames == delivered);
+                let of = |task: &Task| (task.limit, task.pauses, task.frames);
+                let task = known.filter(|task| of(task) == of(&begun));
                 let mut task = task.unwrap_or(begun);
                 // Between two looks no more was pending at once. If that is enough, the connection
                 // may not have been read meanwhile.
@@ -99,7 +104,7 @@ impl Pace {
                     task.since += now - task.seen;
                 }
                 (task.seen, task.written) = (now, out);
-                task.is_in_time(now, passed, limits.frame)
+                task.is_in_time(now, passed)
                     .map_err(|late| format!("an incomplete frame {late}: {info}"))?;
                 frames.insert(info.id, task);
             }
@@ -111,7 +116,8 @@ impl Pace {
 
 impl Task {
     /// Each byte is worth its time at the minimum rate, and the peer may be behind by the timeout.
-    fn is_in_time(&self, now: Duration, passed: u64, (timeout, rate): Limit) -> Result<(), String> {
+    fn is_in_time(&self, now: Duration, passed: u64) -> Result<(), String> {
+        let (timeout, rate) = self.limit;
         let (took, bytes) = (now - self.since, passed - self.passed);
         let worth = Duration::from_secs_f64(bytes as f64 / f64::from(rate));
         // The simulator's clock ticks between calls.

@@ -834,18 +834,13 @@ impl World {
                 door, live, addr, ..
             } = self.doors[at].clone();
             let rules = live.borrow().rules.clone();
-            let full = match self.sim.control().listener(addr.port()) {
-                Ok(info) => info.connections >= info.max_connections,
-                // It was closed.
-                Err(_) => true,
-            };
             let reliable = door.handler_kind == HandlerKind::Echo
                 && door.refusals == 0
                 && !rules.limits_sources();
             let bans = &self.sim.app().bans;
             let now = self.sim.now();
             let someone = rules.someone(|address| bans.may_deny(address, now));
-            let (true, false, Some((peer, speaks_for))) = (reliable, full, someone) else {
+            let (true, Some((peer, speaks_for))) = (reliable, someone) else {
                 continue;
             };
             // For the rates, and for the grace of pending connections. One that has waited in a
@@ -856,6 +851,11 @@ impl World {
                 if self.sim.stats().accepted == accepted {
                     break;
                 }
+            }
+            match self.sim.control().listener(addr.port()) {
+                Ok(info) if info.connections < info.max_connections => {}
+                // Full, or closed.
+                _ => continue,
             }
             let mut opening = Opening::default();
             if let Some(source) = speaks_for {
