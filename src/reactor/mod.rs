@@ -400,10 +400,10 @@ impl<A, O: Os> Reactor<A, O> {
         self.commands_left = self.shared.len() > 0;
         // In a stage of its own: commands that use up theirs keep no connection from its end.
         self.inner.core.begin_stage();
-        if self.inner.core.deferred.holds_some() {
-            let done = self.inner.core.os.carried_out(self.shared.taken());
-            while self.inner.core.has_work_left() && commands::release_next(&mut self.inner, done) {
-            }
+        let inner = &mut self.inner;
+        if inner.core.deferred.holds_some() {
+            let done = inner.core.os.carried_out(self.shared.taken());
+            while inner.core.has_work_left() && commands::release_next(inner, done) {}
         }
     }
 

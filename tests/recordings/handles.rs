@@ -121,8 +121,8 @@ fn the_programs_own_commands_come_from_the_file() {
         sim.settle();
     }
     sim.send(clients[1], b"drain\n");
-    // Accepted in the drain: the second opens while the command of the first one's frame is queued,
-    // and its end waits for that.
+    // Both are accepted in the drain. The second opens while the command that the first one's frame
+    // causes is queued, and ends behind that command.
     let first = sim.connect(addr).expect("room");
     sim.send(first, b"hello\n");
     sim.connect(addr).expect("room");

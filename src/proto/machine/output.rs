@@ -608,7 +608,8 @@ impl Machine {
 
     fn follow_watermarks(&mut self, before: &ConnConfig, now: Time) {
         self.relieve_if_low(now);
-        // Otherwise only what encryption adds can have reached it since the last frame was sent.
+        // Under the same watermark, only the bytes that encryption has added since the last send
+        // can have reached it.
         if before.high_watermark != self.limits.high_watermark {
             self.congest_if_high(now);
         }

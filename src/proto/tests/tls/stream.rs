@@ -325,7 +325,8 @@ fn tickets_do_not_fill_the_output() {
     }
 }
 
-/// What encryption adds makes nobody a slow reader once an option changes that is no watermark.
+/// The bytes that encryption adds congest no connection when an option changes other than the
+/// watermarks.
 #[test]
 fn a_change_of_options_fills_no_output() {
     let limits = ConnConfig {
