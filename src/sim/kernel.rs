@@ -2,7 +2,7 @@
 //! readiness that is told once, at the edges that Linux gives and no others.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, Read};
+use std::io::{self, IoSlice, Read};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -291,7 +291,8 @@ impl Kernel {
         }
     }
 
-    pub(super) fn write(&mut self, index: usize, bytes: &[u8]) -> io::Result<usize> {
+    pub(super) fn write(&mut self, index: usize, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
         let strike = self.strike(Call::Write, Some(index));
         let short = self.random.chance(self.faults.short_writes);
         let cut = if short {
@@ -307,7 +308,7 @@ impl Kernel {
                 return Err(io::Error::from_raw_os_error(errno));
             }
             // Nothing needs no room: only an error is reported.
-            Some(libc::EAGAIN) if bytes.is_empty() => {}
+            Some(libc::EAGAIN) if length == 0 => {}
             Some(errno @ libc::EAGAIN) => {
                 socket.wants_room = true;
                 socket.room_edge |= socket.is_writable();
@@ -320,21 +321,26 @@ impl Kernel {
             let errno = socket.error.unwrap_or(libc::EPIPE);
             return Err(io::Error::from_raw_os_error(errno));
         }
-        if bytes.is_empty() {
+        if length == 0 {
             return Ok(0);
         }
-        let count = socket.room().min(bytes.len()).min(cut);
-        if count < bytes.len() {
+        let count = socket.room().min(length).min(cut);
+        if count < length {
             socket.wants_room = true;
         }
         if count == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        if count < socket.room().min(bytes.len()) {
+        if count < socket.room().min(length) {
             note(&mut self.notes, Fault::ShortWrite, Some(index));
         }
-        socket.sent.extend(bytes.get(..count).unwrap_or_default());
-        if short && count < bytes.len() {
+        let mut left = count;
+        for piece in pieces {
+            let taken = piece.get(..left.min(piece.len())).unwrap_or_default();
+            socket.sent.extend(taken);
+            left -= taken.len();
+        }
+        if short && count < length {
             // There is room again at once, and the edge says so.
             socket.room_edge |= socket.is_writable();
         }

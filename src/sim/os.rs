@@ -1,7 +1,7 @@
 //! [`Os`] on the simulated kernel.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
@@ -105,7 +105,11 @@ impl StreamOps for SimOs {
     }
 
     fn write(&mut self, stream: &mut StreamFd, bytes: &[u8]) -> io::Result<usize> {
-        self.0.borrow_mut().write(stream.index, bytes)
+        self.write_pieces(stream, &[IoSlice::new(bytes)])
+    }
+
+    fn write_pieces(&mut self, stream: &mut StreamFd, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.borrow_mut().write(stream.index, pieces)
     }
 
     fn unsent(&mut self, stream: &mut StreamFd) -> Option<usize> {
