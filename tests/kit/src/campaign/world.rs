@@ -846,6 +846,7 @@ impl World {
             // For the rates, and for the grace of pending connections. One that has waited in a
             // backlog may come in meanwhile, and is charged.
             for _ in 0..100 {
+                self.raise_cap();
                 let accepted = self.sim.stats().accepted;
                 self.pass(Duration::from_secs(2))?;
                 if self.sim.stats().accepted == accepted {
