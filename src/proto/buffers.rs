@@ -30,48 +30,71 @@ pub(super) struct Buffers {
 /// Exchanges what the allocator caches, from anywhere in its heap, for the same at lower addresses:
 /// glibc keeps up to 7 allocations of each size up to 1 KiB, in each thread, and newer ones 16.
 ///
-/// An allocator prefers the smallest free place that fits, wherever it lies: a remainder at the end
-/// of the heap too. So larger parts take such places first, the lowest of them make room, and what
-/// is cached instead are parts that shrink where they lie. Each round begins with more free places.
-/// That costs some 0.3 ms a round, and 2 ms where the memory has just been returned.
+/// It costs some 0.3 ms a round, and 2 ms where the memory has just been returned. Without the
+/// memory for it, nothing is exchanged.
 pub(super) fn lower_allocator_cache() {
+    /// Each begins with more free places.
     const ROUNDS: usize = 3;
-    const CACHED: usize = 16;
-    const SIZES: usize = 64;
-    const LARGE_PARTS: (usize, usize) = (256, 64 * 1024);
-    const ROOM: usize = 64;
-    const SMALL_PARTS: (usize, usize) = (CACHED * SIZES + 256, 4 * 1024);
-    let sizes = || (0..CACHED * SIZES).map(|at| 24 + at % SIZES * 16);
-    let equal = |(count, size)| (0..count).map(move |_| size);
-    for _ in 0..ROUNDS {
-        let cached = allocate(sizes());
-        let mut large = allocate(equal(LARGE_PARTS));
-        drop(large.drain(..ROOM));
-        let mut small = allocate(equal(SMALL_PARTS));
-        for (part, size) in small.iter_mut().zip(sizes()) {
-            part.shrink_to(size);
-        }
-        // The first ones are cached. Behind a large one the allocator looks at the heap's end.
-        for part in small.into_iter().chain(cached).chain(large) {
-            drop(black_box(part));
-        }
+    // Others cache otherwise.
+    if cfg!(target_env = "gnu") {
+        (0..ROUNDS).try_for_each(|_| exchange_cached());
     }
 }
 
-/// Allocates a part of each size. The lowest address comes first.
-fn allocate(sizes: impl ExactSizeIterator<Item = usize>) -> Vec<Vec<u8>> {
-    let mut parts: Vec<Vec<u8>> = sizes.map(Vec::with_capacity).collect();
-    parts.sort_unstable_by_key(|part| part.as_ptr().addr());
-    parts
+/// An allocator prefers the smallest free place that fits, wherever it lies: a remainder at the end
+/// of the heap too. So larger parts take such places first, the lowest of them make room, and the
+/// new ones for the cache are parts that shrink where they lie.
+fn exchange_cached() -> Option<()> {
+    const CACHED: usize = 16;
+    const SIZES: usize = 64;
+    const LARGE: usize = 64 * 1024;
+    const LARGE_PARTS: usize = 256;
+    const ROOM: usize = 64;
+    const SMALL: usize = 4 * 1024;
+    const SMALL_PARTS: usize = CACHED * SIZES + 256;
+    let sizes = || (0..CACHED * SIZES).map(|at| 24 + at % SIZES * 16);
+    let cached = allocate(sizes())?;
+    let mut large = allocate([LARGE; LARGE_PARTS])?;
+    drop(large.drain(..ROOM));
+    let mut small = allocate([SMALL; SMALL_PARTS])?;
+    for (part, size) in small.iter_mut().zip(sizes()) {
+        part.shrink_to(size);
+    }
+    // The first ones are cached. Behind a large one the allocator looks at the heap's end.
+    for part in small.into_iter().chain(cached).chain(large) {
+        drop(black_box(part));
+    }
+    Some(())
 }
 
-/// An empty list at the lowest of several addresses, for one that has grown in a storm: to shrink
-/// that would leave it where it is.
-pub(crate) fn low_list<T>(capacity: usize) -> Vec<T> {
+/// Allocates a part of each size. The lowest address comes first.
+fn allocate(sizes: impl IntoIterator<Item = usize>) -> Option<Vec<Vec<u8>>> {
+    let parts = sizes.into_iter().map(allocate_one);
+    let mut parts: Vec<Vec<u8>> = parts.collect::<Option<_>>()?;
+    parts.sort_unstable_by_key(|part| part.as_ptr().addr());
+    Some(parts)
+}
+
+fn allocate_one<T>(capacity: usize) -> Option<Vec<T>> {
+    let mut part = Vec::new();
+    part.try_reserve_exact(capacity).ok()?;
+    Some(part)
+}
+
+/// Moves a list that has grown in a storm to the lowest of several places of this capacity: a list
+/// that shrinks stays where it is. A longer one is left.
+pub(crate) fn lower<T>(list: &mut Vec<T>, capacity: usize) {
     const TRIED: usize = 64;
-    let lists: Vec<Vec<T>> = (0..TRIED).map(|_| Vec::with_capacity(capacity)).collect();
-    let lowest = lists.into_iter().min_by_key(|list| list.as_ptr().addr());
-    lowest.unwrap_or_default()
+    let places = (0..TRIED).map_while(|_| allocate_one(capacity));
+    let places: Vec<Vec<T>> = places.collect();
+    let lowest = places.into_iter().min_by_key(|place| place.as_ptr().addr());
+    if let Some(mut lowest) = lowest.filter(|lowest| {
+        let is_lower = lowest.as_ptr().addr() < list.as_ptr().addr();
+        list.len() <= capacity && (is_lower || list.capacity() > capacity)
+    }) {
+        lowest.append(list);
+        *list = lowest;
+    }
 }
 
 /// Returns the memory that `buffer` takes beyond the turn: see [`Buffers::shrink`].

@@ -53,7 +53,7 @@ mod time;
 #[cfg_attr(not(feature = "tls"), path = "tls/none.rs")]
 pub(crate) mod tls;
 
-pub(crate) use buffers::low_list;
+pub(crate) use buffers::lower;
 pub(crate) use conn_config::check_rates;
 pub use conn_config::ConnConfig;
 pub(crate) use deadlines::TimeLeft;

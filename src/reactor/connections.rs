@@ -17,7 +17,7 @@ use crate::detached::Permit;
 use crate::handle::Liveness;
 use crate::id::{ConnId, ListenerId, ServerNumber};
 use crate::logs;
-use crate::proto::{low_list, Pool, State, Time};
+use crate::proto::{lower, Pool, State, Time};
 
 /// Slots for which memory is there from the start, if the cap allows them. Address space only: a
 /// page becomes memory when it is used first.
@@ -104,11 +104,9 @@ impl<S> Connections<S> {
     /// alone, so nothing of a storm may stay there.
     pub(super) fn release_spare(&mut self) {
         for queue in [&mut self.ready, &mut self.handshakes] {
-            if queue.len() <= MIN_QUEUE {
-                let mut fit = VecDeque::from(low_list(MIN_QUEUE));
-                fit.append(queue);
-                *queue = fit;
-            }
+            let mut list = Vec::from(std::mem::take(queue));
+            lower(&mut list, MIN_QUEUE);
+            *queue = list.into();
         }
         self.pool.release_spare();
     }

@@ -34,6 +34,9 @@ const PROVEN_PART: u128 = 16;
 const USEFUL_PART: usize = 8;
 /// Connections closed at once for their stalls.
 const BATCH: usize = 64;
+/// How long spare memory stays after a storm. Meanwhile other connections are likely to give back
+/// theirs, and a release costs up to some milliseconds.
+const RELEASE_DELAY: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(super) struct MemoryBudget {
@@ -48,6 +51,8 @@ pub(super) struct MemoryBudget {
     again: bool,
     /// The connection that is read all the same.
     grant: Option<Grant>,
+    /// When spare memory is released.
+    release_at: Time,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +109,7 @@ impl MemoryBudget {
             had_grant: BTreeMap::new(),
             again: false,
             grant: None,
+            release_at: Time::NEVER,
         }
     }
 
@@ -129,16 +135,25 @@ impl MemoryBudget {
     /// Releases spare memory after a storm. Called between two turns: a connection in its turn has
     /// not returned its buffers yet.
     #[inline]
-    pub(super) fn release_spare<S>(&mut self, conns: &mut Connections<S>) {
-        if self.usage.is_storm_over() {
+    pub(super) fn release_spare<S>(&mut self, conns: &mut Connections<S>, now: Time) {
+        if self.release_at <= now {
             self.end_storm(conns);
+        }
+        // A fall meanwhile counts for the next one.
+        if self.release_at == Time::NEVER && self.usage.take_fall() {
+            self.release_at = now.after(RELEASE_DELAY);
         }
     }
 
     #[cold]
     fn end_storm<S>(&mut self, conns: &mut Connections<S>) {
+        self.release_at = Time::NEVER;
         self.usage.release();
         conns.release_spare();
+    }
+
+    pub(super) fn release_at(&self) -> Time {
+        self.release_at
     }
 
     pub(super) fn paused(&self) -> usize {

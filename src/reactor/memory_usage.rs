@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::proto::{low_list, Held, SharedPayloads};
+use crate::proto::{lower, Held, SharedPayloads};
 
 /// Connections that hold less than this have no share: limiting them would free nothing.
 const MIN_HOLDER: usize = 1024;
@@ -18,10 +18,8 @@ const NONE: u32 = u32::MAX;
 const LARGE_CLASSES: usize = 15;
 /// How many holders of each class are compared.
 const SAMPLE: usize = 64;
-/// When memory has fallen by this, and few connections hold much, spare memory is released.
+/// When memory has fallen by this, spare memory is released.
 const STORM_BYTES: usize = 8 * 1024 * 1024;
-/// A number of holders that may be there at any time: slow peers keep no spare memory.
-const FEW: usize = 64;
 /// Least capacities: an allocator caches smaller lists when they have grown.
 const MIN_CLASS: usize = 512;
 const MIN_CHUNKS: usize = 256;
@@ -42,10 +40,12 @@ pub(super) struct MemoryUsage {
     held: Vec<Option<Box<Chunk>>>,
     /// The maximum of `own` since it last fell by [`STORM_BYTES`].
     most: usize,
-    /// Maximum number of holders at which spare memory is released next.
-    release_at: Option<usize>,
+    /// After a storm: when fewer slots hold something, spare memory is to be released once more.
+    fewer_than: Option<usize>,
     /// The slots of each class.
     classes: Vec<Vec<u32>>,
+    /// Number of slots that hold something.
+    holding: usize,
     /// Number of slots with at least [`MIN_HOLDER`] bytes.
     holders: usize,
     /// Where the next sample of a class begins.
@@ -82,8 +82,9 @@ impl MemoryUsage {
             tight: false,
             held: Vec::with_capacity(MIN_CHUNKS),
             most: 0,
-            release_at: None,
+            fewer_than: None,
             classes: vec![Vec::new(); CLASSES],
+            holding: 0,
             holders: 0,
             sample_at: 0,
         }
@@ -198,13 +199,15 @@ impl MemoryUsage {
             return;
         };
         let before = std::mem::replace(&mut account.held, held);
-        chunk.holding += usize::from(held != Held::NOTHING);
-        chunk.holding -= usize::from(before != Held::NOTHING);
+        for holding in [&mut chunk.holding, &mut self.holding] {
+            *holding += usize::from(held != Held::NOTHING);
+            *holding -= usize::from(before != Held::NOTHING);
+        }
         self.own = self.own - before.own + held.own;
         self.most = self.most.max(self.own);
         if self.most - self.own >= STORM_BYTES {
             self.most = self.own;
-            self.release_at = Some(FEW);
+            self.fewer_than = Some(usize::MAX);
         }
         let (before, bytes) = (before.weight(), held.weight());
         self.holders += usize::from(bytes >= MIN_HOLDER);
@@ -216,31 +219,29 @@ impl MemoryUsage {
         self.update_tight();
     }
 
-    /// True if spare memory is to be released: what all connections hold has fallen by
-    /// [`STORM_BYTES`], and few hold much any more.
+    /// True once after what all connections hold has fallen by [`STORM_BYTES`], and then each time
+    /// that fewer hold something than the last time, until none does.
     #[inline]
-    pub(super) fn is_storm_over(&self) -> bool {
-        self.release_at.is_some_and(|at| self.holders <= at)
+    pub(super) fn take_fall(&mut self) -> bool {
+        let fell = self.fewer_than.is_some_and(|slots| self.holding < slots);
+        if fell {
+            self.fewer_than = (self.holding > 0).then_some(self.holding);
+        }
+        fell
     }
 
-    /// Drops accounts, and moves or drops lists, that have grown in a storm. The next time is when
-    /// a quarter of these holders is left: up to five times for each storm.
+    /// Drops accounts, and moves or drops lists, that have grown in a storm.
     ///
     /// Bounded: up to [`MIN_CLASS`] slots of each class move, and each chunk that is dropped was
     /// allocated since the last time.
     pub(super) fn release(&mut self) {
-        self.release_at = (self.holders > 0).then_some(self.holders / 4);
         for chunk in &mut self.held {
             chunk.take_if(|chunk| chunk.holding == 0);
         }
         for class in &mut self.classes {
-            if class.len() <= MIN_CLASS {
-                let mut fit = match class.len() {
-                    0 => Vec::new(),
-                    _ => low_list(MIN_CLASS),
-                };
-                fit.append(class);
-                *class = fit;
+            match class.len() {
+                0 => *class = Vec::new(),
+                _ => lower(class, MIN_CLASS),
             }
         }
     }
@@ -357,33 +358,30 @@ mod tests {
     }
 
     #[test]
-    fn spare_memory_is_released_after_a_storm_each_time_that_fewer_hold_much() {
+    fn after_a_storm_each_fall_is_told_once() {
         let mut usage = limited(usize::MAX);
-        let mut is_over = |slots: std::ops::Range<u32>, bytes| {
+        let mut falls = |slots: std::ops::Range<u32>, bytes| {
             for slot in slots {
                 usage.set(slot, own(bytes));
             }
-            let is_over = usage.is_storm_over();
-            if is_over {
-                usage.release();
-            }
-            assert!(!usage.is_storm_over(), "once");
-            is_over
+            let fell = usage.take_fall();
+            assert!(!usage.take_fall(), "once");
+            fell
         };
-        assert!(!is_over(0..3000, STORM_BYTES / 2000));
-        assert!(!is_over(65..3000, 0), "many are left");
-        assert!(is_over(64..65, 0));
-        assert!(!is_over(1..5, MIN_HOLDER), "no other storm");
-        assert!(!is_over(17..64, 0), "more than a quarter");
-        assert!(is_over(16..17, 0), "a quarter");
-        assert!(!is_over(5..16, 0));
-        assert!(is_over(4..5, 0), "another");
-        assert!(is_over(1..4, 0));
-        assert!(is_over(0..1, 0), "none");
-        assert!(!is_over(0..1, STORM_BYTES - 1));
-        assert!(!is_over(0..1, 0), "a smaller storm");
-        assert!(!is_over(0..1, STORM_BYTES));
-        assert!(is_over(0..1, 0), "another storm");
+        assert!(!falls(0..3000, STORM_BYTES / 2000 + 1));
+        assert!(!falls(2000..3000, 0), "not yet");
+        assert!(falls(1000..2000, 0));
+        assert!(falls(5..1000, 0), "fewer");
+        assert!(!falls(1..5, 1), "as many");
+        assert!(falls(4..5, 0));
+        assert!(!falls(4..5, 1), "more");
+        assert!(!falls(4..5, 0), "as many as the last time");
+        assert!(falls(0..4, 0), "none");
+        assert!(!falls(0..1, STORM_BYTES - 1));
+        assert!(!falls(0..1, 0), "a smaller storm");
+        assert!(!falls(0..1, STORM_BYTES));
+        assert!(falls(0..1, 0), "another storm");
+        usage.release();
         assert_eq!(usage.total(), 0);
         assert!(usage.held.iter().all(Option::is_none));
         assert!(usage.classes.iter().all(|class| class.capacity() == 0));
@@ -410,6 +408,8 @@ mod tests {
                 }
                 let holders = truth.iter().filter(|&&bytes| bytes >= MIN_HOLDER).count();
                 assert_eq!(usage.holders, holders, "seed {seed}");
+                let holding = truth.iter().filter(|&&bytes| bytes > 0).count();
+                assert_eq!(usage.holding, holding, "seed {seed}");
             }
         }
     }

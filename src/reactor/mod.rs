@@ -260,7 +260,7 @@ impl<A, O: Os> Reactor<A, O> {
             let (descriptors, bounds) = (core.open_descriptors(), user.alarms.bounds(core));
             core.conns.watch(descriptors, bounds);
         }
-        core.memory.release_spare(&mut core.conns);
+        core.memory.release_spare(&mut core.conns, core.now);
         // Last: from here on another server may wake this one.
         core.reconcile_last();
         core.stats.iterations += 1;

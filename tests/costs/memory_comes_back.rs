@@ -67,17 +67,20 @@ fn after_ten_thousand_connections_it_is_as_before() {
 }
 
 /// An allocator returns the end of its heap alone, so nothing that stays may lie behind the frames.
-/// The server is as before while the first client has sent a part of a frame.
+/// The server is as before while some clients have sent a part of a frame.
 fn all_hold_a_large_frame<C: Read + Write>(server: &ChildProcess, client: impl Fn() -> C) {
+    const SLOW: usize = 5;
     let large = packet2(&[b'x'; 60_000]);
     let (last, most) = large.split_last().expect("not empty");
-    let mut clients: Vec<_> = (0..=AT_ONCE).map(|_| client()).collect();
+    let mut clients: Vec<_> = (0..SLOW + AT_ONCE).map(|_| client()).collect();
     for client in &mut clients {
         ping(client, &[b'x'; 64]);
     }
-    let (slow, clients) = clients.split_first_mut().expect("not empty");
-    slow.write_all(&large[..2000]).expect("sent");
-    // It has been read as well: it came first.
+    let (slow, clients) = clients.split_at_mut(SLOW);
+    for client in slow {
+        client.write_all(&large[..2000]).expect("sent");
+    }
+    // They have been read as well: they came first.
     ping(&mut clients[0], &[b'x'; 64]);
     let before = private(server.process());
     let mut answer = vec![0; large.len()];
