@@ -98,6 +98,8 @@ fn fifty_megabytes_go_each_way_and_each_end_is_carried_through() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_slow_reader_costs_little_and_delays_no_other_client() {
+    // Beside what the pair may hold, the spare buffers that a server keeps for all of them.
+    const BOUND: usize = (4 + 8) * MEGABYTE;
     let (listener, back) = std_listener();
     let (proxy, addr) = start(back, &[]);
     let client = connect(addr);
@@ -116,13 +118,13 @@ fn a_slow_reader_costs_little_and_delays_no_other_client() {
         scope.spawn(|| say_much(&server, 5, MUCH));
         hear_much(&client, 5, MUCH);
         let grown = proxy.peak_memory() - before;
-        assert!(grown < 4 * MEGABYTE, "{grown} bytes for one pair");
+        assert!(grown < BOUND, "{grown} bytes for one pair");
         hear_much(&server, 3, 4 * MEGABYTE);
         is_stuck.recv_timeout(PATIENCE).expect("it goes on");
         hear_much(&server, 4, MUCH);
     });
     let grown = proxy.peak_memory() - before;
-    assert!(grown < 4 * MEGABYTE, "{grown} bytes for one pair");
+    assert!(grown < BOUND, "{grown} bytes for one pair");
     terminate(proxy);
 }
 

@@ -594,14 +594,17 @@ impl ChildProcess {
             .count()
     }
 
-    /// Most memory that the process ever had, in bytes: VmHWM of proc(5).
+    /// The most memory that the process ever had, in bytes, without its files' pages, the program's own
+    /// among them: those are mapped as the system likes. VmHWM and RssFile of proc(5).
     pub fn peak_memory(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process()));
         let status = status.expect("proc");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        let kilobytes: usize = kilobytes.expect("a peak").trim().parse().expect("a number");
-        kilobytes * 1024
+        let of = |name: &str| -> usize {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+            kilobytes.expect("proc").trim().parse().expect("a number")
+        };
+        of("VmHWM:").saturating_sub(of("RssFile:")) * 1024
     }
 
     /// User and system CPU time so far, in seconds.
