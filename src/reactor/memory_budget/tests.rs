@@ -127,3 +127,27 @@ fn a_connection_that_has_ended_is_forgotten() {
     memory.forget(&mut conns, granted, now);
     assert!(memory.had_grant.is_empty());
 }
+
+/// What the last connections give back lies anywhere until a release that comes after them.
+#[test]
+fn spare_memory_is_released_a_while_after_the_last_fall() {
+    const BYTES: usize = 8 << 20;
+    let mut conns = Connections::new(8, std::sync::Arc::default());
+    let ids = [(); 3].map(|()| add(&mut conns));
+    let mut memory = MemoryBudget::new(None, &Rc::default());
+    let at = |millis| Time::ZERO.after(Duration::from_millis(millis));
+    let mut step = |slots: &[ConnId], bytes, now| {
+        for &id in slots {
+            memory.account(&mut conns, id, own(bytes), now);
+        }
+        memory.release_spare(&mut conns, now);
+        memory.release_at()
+    };
+    assert_eq!(step(&ids, BYTES, at(0)), Time::NEVER);
+    assert_eq!(step(&ids[..1], 0, at(1)), at(101));
+    assert_eq!(step(&ids[1..2], 0, at(90)), at(101), "not put off");
+    assert_eq!(step(&[], 0, at(105)), at(205), "for the second one");
+    assert_eq!(step(&[], 0, at(205)), Time::NEVER, "one may hold for ever");
+    assert_eq!(step(&ids[2..], 0, at(300)), at(400));
+    assert_eq!(step(&[], 0, at(400)), Time::NEVER);
+}
