@@ -152,8 +152,7 @@ impl<O: Os> Core<O> {
             .min(self.admission.fds.until())
             .min(self.admission.fds.over_at())
             .min(self.episodes.next_over())
-            .min(self.memory.grant_until())
-            .min(self.memory.release_at())
+            .min(self.memory.wake_at())
             .min(self.drain.wake_at(&self.conns, &self.listeners, now))
             .min(match self.rest_until() {
                 Some(until) => until,

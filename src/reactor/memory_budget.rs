@@ -152,8 +152,9 @@ impl MemoryBudget {
         conns.release_spare();
     }
 
-    pub(super) fn release_at(&self) -> Time {
-        self.release_at
+    /// When the grant may pass on, or spare memory is released.
+    pub(super) fn wake_at(&self) -> Time {
+        self.grant_until().min(self.release_at)
     }
 
     pub(super) fn paused(&self) -> usize {
@@ -168,7 +169,7 @@ impl MemoryBudget {
     /// When the read grant may pass to the next connection.
     ///
     /// A whole grant is long enough for a good part of a frame.
-    pub(super) fn grant_until(&self) -> Time {
+    fn grant_until(&self) -> Time {
         match self.grant {
             Some(grant) if self.paused() > 0 => {
                 let all = grant.since.after(GRANT);

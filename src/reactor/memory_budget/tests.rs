@@ -141,7 +141,7 @@ fn spare_memory_is_released_a_while_after_the_last_fall() {
             memory.account(&mut conns, id, own(bytes), now);
         }
         memory.release_spare(&mut conns, now);
-        memory.release_at()
+        memory.wake_at()
     };
     assert_eq!(step(&ids, BYTES, at(0)), Time::NEVER);
     assert_eq!(step(&ids[..1], 0, at(1)), at(101));
