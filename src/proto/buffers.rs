@@ -2,6 +2,7 @@
 //! output.
 
 use std::hint::black_box;
+use std::iter;
 
 /// A larger buffer goes back to the allocator and is not kept.
 const MAX_KEPT: usize = 512 * 1024;
@@ -30,8 +31,8 @@ pub(super) struct Buffers {
 /// Exchanges what the allocator caches, from anywhere in its heap, for the same at lower addresses:
 /// glibc keeps up to 7 allocations of each size up to 1 KiB, in each thread, and newer ones 16.
 ///
-/// It costs some 0.3 ms a round, and 2 ms where the memory has just been returned. Without the
-/// memory for it, nothing is exchanged.
+/// It costs some 0.3 ms a round, and 2 ms where the memory has just been returned. Without memory
+/// for it, it ends early.
 pub(super) fn lower_allocator_cache() {
     /// Each begins with more free places.
     const ROUNDS: usize = 3;
@@ -47,16 +48,16 @@ pub(super) fn lower_allocator_cache() {
 fn exchange_cached() -> Option<()> {
     const CACHED: usize = 16;
     const SIZES: usize = 64;
-    const LARGE: usize = 64 * 1024;
+    const LARGE_PART: usize = 64 * 1024;
     const LARGE_PARTS: usize = 256;
     const ROOM: usize = 64;
-    const SMALL: usize = 4 * 1024;
+    const SMALL_PART: usize = 4 * 1024;
     const SMALL_PARTS: usize = CACHED * SIZES + 256;
     let sizes = || (0..CACHED * SIZES).map(|at| 24 + at % SIZES * 16);
     let cached = allocate(sizes())?;
-    let mut large = allocate([LARGE; LARGE_PARTS])?;
+    let mut large = allocate(iter::repeat_n(LARGE_PART, LARGE_PARTS))?;
     drop(large.drain(..ROOM));
-    let mut small = allocate([SMALL; SMALL_PARTS])?;
+    let mut small = allocate(iter::repeat_n(SMALL_PART, SMALL_PARTS))?;
     for (part, size) in small.iter_mut().zip(sizes()) {
         part.shrink_to(size);
     }
@@ -68,9 +69,12 @@ fn exchange_cached() -> Option<()> {
 }
 
 /// Allocates a part of each size. The lowest address comes first.
-fn allocate(sizes: impl IntoIterator<Item = usize>) -> Option<Vec<Vec<u8>>> {
-    let parts = sizes.into_iter().map(allocate_one);
-    let mut parts: Vec<Vec<u8>> = parts.collect::<Option<_>>()?;
+fn allocate(sizes: impl ExactSizeIterator<Item = usize>) -> Option<Vec<Vec<u8>>> {
+    // Before its parts: a list that grows among them takes their places.
+    let mut parts: Vec<Vec<u8>> = allocate_one(sizes.len())?;
+    for size in sizes {
+        parts.push(allocate_one(size)?);
+    }
     parts.sort_unstable_by_key(|part| part.as_ptr().addr());
     Some(parts)
 }
@@ -85,9 +89,9 @@ fn allocate_one<T>(capacity: usize) -> Option<Vec<T>> {
 /// that shrinks stays where it is. A longer one is left.
 pub(crate) fn lower<T>(list: &mut Vec<T>, capacity: usize) {
     const TRIED: usize = 64;
-    let places = (0..TRIED).map_while(|_| allocate_one(capacity));
-    let places: Vec<Vec<T>> = places.collect();
-    let lowest = places.into_iter().min_by_key(|place| place.as_ptr().addr());
+    let places = [(); TRIED].map(|()| allocate_one::<T>(capacity));
+    let places = places.into_iter().flatten();
+    let lowest = places.min_by_key(|place| place.as_ptr().addr());
     if let Some(mut lowest) = lowest.filter(|lowest| {
         let is_lower = lowest.as_ptr().addr() < list.as_ptr().addr();
         list.len() <= capacity && (is_lower || list.capacity() > capacity)
