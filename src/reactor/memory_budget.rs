@@ -139,7 +139,8 @@ impl MemoryBudget {
         if self.release_at <= now {
             self.end_storm(conns);
         }
-        // A fall meanwhile counts for the next one.
+        // A fall meanwhile counts for the next one: what these connections gave back may lie behind
+        // the rest.
         if self.release_at == Time::NEVER && self.usage.take_fall() {
             self.release_at = now.after(RELEASE_DELAY);
         }

@@ -18,8 +18,10 @@ const NONE: u32 = u32::MAX;
 const LARGE_CLASSES: usize = 15;
 /// How many holders of each class are compared.
 const SAMPLE: usize = 64;
-/// When memory has fallen by this, spare memory is released.
+/// When memory has fallen by this, and by this part of its maximum, spare memory is released: the
+/// frames that are under way on a busy server change by less.
 const STORM_BYTES: usize = 8 * 1024 * 1024;
+const STORM_PART: usize = 4;
 /// Least capacities: an allocator caches smaller lists when they have grown.
 const MIN_CLASS: usize = 512;
 const MIN_CHUNKS: usize = 256;
@@ -38,7 +40,7 @@ pub(super) struct MemoryUsage {
     tight: bool,
     /// In chunks, allocated when a slot first holds something: most never do.
     held: Vec<Option<Box<Chunk>>>,
-    /// The maximum of `own` since it last fell by [`STORM_BYTES`].
+    /// The maximum of `own` since the last storm ended.
     most: usize,
     /// After a storm: when fewer slots hold something, spare memory is to be released once more.
     fewer_than: Option<usize>,
@@ -205,7 +207,7 @@ impl MemoryUsage {
         }
         self.own = self.own - before.own + held.own;
         self.most = self.most.max(self.own);
-        if self.most - self.own >= STORM_BYTES {
+        if self.most - self.own >= STORM_BYTES.max(self.most / STORM_PART) {
             self.most = self.own;
             self.fewer_than = Some(usize::MAX);
         }
@@ -219,8 +221,8 @@ impl MemoryUsage {
         self.update_tight();
     }
 
-    /// True once after what all connections hold has fallen by [`STORM_BYTES`], and then each time
-    /// that fewer hold something than the last time, until none does.
+    /// True once after what all connections hold has fallen as it does after a storm, and then each
+    /// time that fewer hold something than the last time, until none does.
     #[inline]
     pub(super) fn take_fall(&mut self) -> bool {
         let fell = self.fewer_than.is_some_and(|slots| self.holding < slots);
@@ -232,8 +234,8 @@ impl MemoryUsage {
 
     /// Drops accounts, and moves or drops lists, that have grown in a storm.
     ///
-    /// Bounded: up to [`MIN_CLASS`] slots of each class move, and each chunk that is dropped was
-    /// allocated since the last time.
+    /// Bounded: up to [`MIN_CLASS`] slots of each class move, to one of several places, and each
+    /// chunk that is dropped was allocated since the last time.
     pub(super) fn release(&mut self) {
         for chunk in &mut self.held {
             chunk.take_if(|chunk| chunk.holding == 0);
@@ -381,6 +383,10 @@ mod tests {
         assert!(!falls(0..1, 0), "a smaller storm");
         assert!(!falls(0..1, STORM_BYTES));
         assert!(falls(0..1, 0), "another storm");
+        assert!(!falls(0..10, STORM_BYTES));
+        assert!(!falls(8..10, 0), "a smaller part");
+        assert!(falls(7..8, 0), "a quarter");
+        assert!(falls(0..7, 0), "none");
         usage.release();
         assert_eq!(usage.total(), 0);
         assert!(usage.held.iter().all(Option::is_none));

@@ -128,7 +128,7 @@ fn a_connection_that_has_ended_is_forgotten() {
     assert!(memory.had_grant.is_empty());
 }
 
-/// What the last connections give back lies anywhere until a release that comes after them.
+/// One more release follows for those that hold nothing any more since the delay began.
 #[test]
 fn spare_memory_is_released_a_while_after_the_last_fall() {
     const BYTES: usize = 8 << 20;
