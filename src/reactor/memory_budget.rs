@@ -434,9 +434,7 @@ impl MemoryBudget {
     /// The next paused connection may read. Those that have made progress before have every other
     /// grant.
     fn pass_grant<S>(&mut self, conns: &mut Connections<S>, now: Time) {
-        if self.grant.take().is_none() {
-            return;
-        }
+        self.grant = None;
         self.again = !self.again;
         let next = match self.again {
             true => self.paused_again.next().or_else(|| self.paused.next()),
