@@ -165,6 +165,56 @@ fn a_claim_ends_with_the_iteration() {
     assert!(conns.has_room() && !conns.has_claim());
 }
 
+/// A panic while a client is admitted costs the servers no permit.
+#[test]
+fn a_claim_that_is_left_over_is_offered_to_other_servers() {
+    let [mut ours, mut theirs] = sharing_one();
+    assert!(ours.claim() && !theirs.claim());
+    ours.drop_claims();
+    assert!(!ours.has_claim() && ours.under_cap() == 0);
+    assert!(theirs.claim() && !ours.claim());
+}
+
+/// As the slot of an evicted connection, where no last callback runs.
+#[test]
+fn the_slot_of_a_connection_that_was_removed_alone_is_taken_too() {
+    let [mut ours, mut theirs] = sharing_one();
+    assert!(ours.claim());
+    let id = ours.next_id();
+    ours.insert(connection(id));
+    ours.keep_next();
+    ours.remove(id);
+    ours.free();
+    assert!(ours.has_claim() && !ours.has_room());
+    assert!(!theirs.claim(), "the permit stays with the slot");
+    ours.unclaim();
+    assert!(theirs.claim());
+}
+
+/// Each connection is under the shared cap, also one that was inserted without a claim.
+#[test]
+fn a_connection_without_a_claim_counts_for_other_servers() {
+    let [mut ours, mut theirs] = sharing_one();
+    let id = ours.next_id();
+    ours.insert(connection(id));
+    assert_eq!((ours.under_cap(), theirs.under_cap()), (1, 1));
+    assert!(!theirs.has_room() && !theirs.claim());
+    ours.remove(id);
+    ours.free();
+    assert_eq!(theirs.under_cap(), 0);
+    assert!(theirs.claim());
+}
+
+#[test]
+fn one_server_reports_the_shared_cap_until_its_report_is_over() {
+    let [mut ours, mut theirs] = sharing_one();
+    assert!(ours.claim_cap_report() && !theirs.claim_cap_report());
+    theirs.release_cap_report();
+    assert!(!theirs.claim_cap_report(), "the report is not theirs");
+    ours.release_cap_report();
+    assert!(theirs.claim_cap_report() && !ours.claim_cap_report());
+}
+
 #[test]
 fn a_stale_id_finds_nothing() {
     let mut conns = table(1);

@@ -5,7 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::config::{AtCapacity, Config, Listen};
+use crate::alarm::Alarm;
+use crate::config::{AtCapacity, Config, Listen, Quota};
 use crate::handler::{Context, Handler};
 use crate::reason::{CloseReason, Outcome};
 use crate::sim::{ClientState, Sim};
@@ -274,6 +275,25 @@ fn a_server_leaves_a_client_to_one_that_can_evict() {
     sim.connect(addr).expect("it listens");
     sim.settle();
     assert_eq!(refused(&sim), 2, "at once");
+}
+
+/// Memory is each server's own: no other server can change it.
+#[test]
+fn an_alarm_on_memory_watches_no_other_server() {
+    let shared_cap = Arc::new(SharedCap::new(4, 2));
+    let (_other, _rings) = share(&shared_cap, 1);
+    let (mut sim, _addr) = server(&shared_cap);
+    let watching = || shared_cap.watching.load(Ordering::SeqCst);
+    let mut add = |alarm| {
+        let added = sim
+            .control()
+            .on_alarm(alarm, Duration::from_secs(1), |(), _, _| ());
+        added.expect("a good alarm");
+        sim.settle();
+        watching()
+    };
+    assert_eq!(add(Alarm::Memory(Quota::Count(1 << 20))), 0);
+    assert_eq!(add(Alarm::Connections(Quota::Count(3))), 1);
 }
 
 /// No other server waits for it.
