@@ -208,6 +208,21 @@ mod tests {
         assert!(episode.note());
     }
 
+    #[test]
+    fn no_episode_is_over_before_its_time() {
+        let (mut episodes, over_at) = (Episodes::default(), Time::ZERO.after(QUIET));
+        assert!(episodes.note(Cause::Cap));
+        episodes.expire(over_at, |_| String::new());
+        assert!(episodes.is_on(&Cause::Cap), "its cause is not gone");
+        episodes.calm(&Cause::Cap, Time::ZERO);
+        let just_before = Time::ZERO.after(QUIET - Duration::from_nanos(1));
+        episodes.expire(just_before, |_| String::new());
+        assert!(episodes.is_on(&Cause::Cap));
+        assert_eq!(episodes.next_over(), over_at);
+        episodes.expire(over_at, |_| String::new());
+        assert!(!episodes.is_on(&Cause::Cap));
+    }
+
     /// Whatever the number of addresses: their peers may choose them.
     #[test]
     fn backends_are_bounded() {

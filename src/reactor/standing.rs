@@ -107,3 +107,27 @@ impl Standing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The count that a connection leaves is the one that it has joined.
+    #[test]
+    fn a_connection_is_counted_where_it_was_counted_last() {
+        let mut standing = Standing::adopted();
+        for counted in [
+            Counted::Together,
+            Counted::Apart,
+            Counted::No,
+            Counted::Together,
+        ] {
+            standing.set_counted(counted);
+            assert_eq!(standing.counted(), counted);
+        }
+        assert!(
+            standing.is_adopted() && !standing.is_pending(),
+            "all else stays"
+        );
+    }
+}
