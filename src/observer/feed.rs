@@ -247,3 +247,28 @@ fn write_event(name: &str, data: &impl Serialize, out: &mut Vec<u8>) {
         Err(_) => out.truncate(start),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails to be serialized, behind its beginning.
+    struct Broken;
+
+    impl Serialize for Broken {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let _begun = serializer.serialize_seq(None)?;
+            Err(serde::ser::Error::custom("broken"))
+        }
+    }
+
+    #[test]
+    fn an_event_that_is_no_json_leaves_no_part_in_the_stream() {
+        let mut out = Vec::new();
+        write_event("one", &1, &mut out);
+        write_event("broken", &Broken, &mut out);
+        write_event("two", &2, &mut out);
+        let expected = "event: one\ndata: 1\n\nevent: two\ndata: 2\n\n";
+        assert_eq!(String::from_utf8_lossy(&out), expected);
+    }
+}

@@ -458,6 +458,17 @@ mod tests {
         }
     }
 
+    /// A listener with another framing may deliver it.
+    #[test]
+    fn a_part_of_a_request_is_no_request() {
+        let whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        assert!(Request::parse(whole).is_ok());
+        for length in 0..whole.len() {
+            let refusal = Request::parse(&whole[..length]).expect_err("a part");
+            assert_eq!(refusal, bad("no whole request"), "{length} bytes");
+        }
+    }
+
     #[test]
     fn a_whole_url_names_the_host() {
         let wire = b"GET http://a.example:80/x?y HTTP/1.1\r\nHost: b.example\r\n\r\n";
