@@ -53,11 +53,17 @@ fn collect_logs() {
 /// Waits for an error line with `words`, which each test chooses for itself.
 #[track_caller]
 fn await_error(words: &str) {
-    eventually(&format!("an error line with {words:?}"), || {
+    await_line(Level::Error, words);
+}
+
+/// Waits for a line of this level with `words`.
+#[track_caller]
+fn await_line(wanted: Level, words: &str) {
+    eventually(&format!("a line at {wanted} with {words:?}"), || {
         let lines = COLLECTOR.0.lock().unwrap_or_else(PoisonError::into_inner);
         lines
             .iter()
-            .any(|(level, line)| *level == Level::Error && line.contains(words))
+            .any(|(level, line)| *level == wanted && line.contains(words))
     });
 }
 
@@ -507,6 +513,93 @@ fn an_error_whose_drop_panics() {
         journal.until_closed(2),
         [CloseReason::Failed, CloseReason::Closed]
     );
+}
+
+/// The text of an error is the user's code: its panic stands for it, in the log and the list of the last closes.
+#[test]
+fn an_error_whose_text_panics() {
+    #[derive(Debug)]
+    struct Mute;
+    impl fmt::Display for Mute {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            panic!("the mute error's text");
+        }
+    }
+    impl Error for Mute {}
+    struct Fails;
+    impl Handler for Fails {
+        fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+            if frame == b"mute" {
+                return Err(Close::because(Mute));
+            }
+            cx.conn.send(frame)?;
+            Ok(())
+        }
+    }
+    collect_logs();
+    let server = spawn(|| {
+        let mut server = Server::new(Config::new()).expect("server");
+        server
+            .listen(local(), |_: &mut (), _| Fails)
+            .expect("listen");
+        (server, ())
+    });
+    let mut bystander = connect(server.addr());
+    ping(&mut bystander, b"before");
+    let mut client = connect(server.addr());
+    send2(&mut client, b"mute");
+    await_end(&mut client);
+    drop(client);
+    let stats = server.until("it has gone", |stats| stats.closed_total() == 1);
+    assert_eq!((stats.closed(CloseReason::Failed), stats.panics), (1, 2));
+    ping(&mut bystander, b"after");
+    let last = server.ask(|(), control| control.recent_closes().remove(0));
+    let error = last.error.expect("an error");
+    assert!(error.contains("the mute error's text"), "{error}");
+    await_error("an error's text panicked: the mute error's text");
+    await_line(Level::Debug, "the mute error's text");
+}
+
+/// It stays the cause, and the handler's own error is dropped.
+#[test]
+fn a_framers_error_whose_drop_panics() {
+    struct Refuses;
+    impl Framer for Refuses {
+        fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+            if input.starts_with(b"bad") {
+                return Err(FrameError::new(Bomb("the framer's error's drop")));
+            }
+            let length = input.len();
+            Ok(Decoded::Frame {
+                payload: 0..length,
+                consumed: length,
+            })
+        }
+    }
+    collect_logs();
+    let listen = local().with(|listen| listen.framing = Framing::custom(|| Refuses));
+    let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
+        Call::BadInput(_) => Err(Close::because("the handler's own")),
+        call => usual(cx, call),
+    });
+    let mut bystander = connect(server.addr());
+    ping(&mut bystander, b"before");
+    let mut client = connect(server.addr());
+    client.write_all(b"bad").expect("sent");
+    await_end(&mut client);
+    drop(client);
+    journal.until_closed(1);
+    let causes = journal.pick(|entry| match entry {
+        Entry::Close(reason, error) => Some((*reason, error.clone())),
+        _ => None,
+    });
+    let error = "the framer's error's drop".to_owned();
+    let cause = (CloseReason::BadFrame, Some(error));
+    assert_eq!(causes, [cause]);
+    ping(&mut bystander, b"after");
+    let stats = server.until("its place is free", |stats| stats.open == 1);
+    assert_eq!(stats.panics, 1);
+    await_error("an error's destructor panicked: the framer's error's drop");
 }
 
 #[test]
