@@ -392,14 +392,24 @@ fn a_session_goes_along() {
 /// A client over TLS 1.3, and its connection that has left the loop.
 #[cfg(feature = "tls")]
 fn sent_out_over_tls() -> (Running<App>, kit::tls::TlsClient, Detached) {
+    sent_out_with(|_| ())
+}
+
+/// As [`sent_out_over_tls`], of a client whose configuration is changed by `with`.
+#[cfg(feature = "tls")]
+fn sent_out_with(
+    with: impl FnOnce(&mut portcullis::tls::rustls::ClientConfig),
+) -> (Running<App>, kit::tls::TlsClient, Detached) {
     use kit::tls::{secure, Site, VERSIONS};
 
     let site = Site::new();
+    let mut config = site.client(VERSIONS[1]);
+    with(&mut config);
     let (server, received) = server(
         Config::new(),
         local().tls(std::sync::Arc::new(site.server())),
     );
-    let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
+    let mut client = secure(server.addr(), &config);
     send2(&mut client, b"out");
     assert_eq!(recv2(&mut client), b"last words");
     let stream = received.recv_timeout(PATIENCE).expect("a stream");
@@ -969,4 +979,122 @@ fn a_session_that_has_failed_stays_failed() {
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
         assert!(error.to_string().contains(&cause), "{error}");
     }
+}
+
+/// It is there before a read, which takes it.
+#[test]
+fn unread_input_can_be_seen_before_it_is_read() {
+    let (server, received) = server(Config::new(), local());
+    let (_client, mut stream) = leave(&server, &received, b"unread");
+    assert_eq!(stream.unread(), b"unread");
+    stream.read_exact(&mut [0; 2]).expect("a part");
+    assert_eq!(stream.unread(), b"read");
+    stream.read_exact(&mut [0; 4]).expect("the rest");
+    assert_eq!(stream.unread(), b"");
+}
+
+/// It comes back whole, and is read and written as before.
+#[test]
+fn a_unix_stream_is_no_tcp_stream() {
+    let folder = kit::net::Place::new();
+    let path = folder.path("unix.sock");
+    let listen = Listen::unix(&path, portcullis::Framing::Packet2);
+    let (_server, received) = server(Config::new(), listen);
+    let (mut client, stream) = over_unix(&received, path.as_ref());
+    assert!(stream.as_tcp().is_none());
+    let mut stream = stream.into_tcp().expect_err("it is not TCP");
+    stream.write_all(b"still").expect("sent");
+    let mut bytes = [0; 5];
+    client.read_exact(&mut bytes).expect("it lives");
+    assert_eq!(&bytes, b"still");
+}
+
+/// As std's own stream.
+#[cfg(feature = "tls")]
+#[test]
+fn a_read_without_room_does_not_wait_for_a_record() {
+    let (_server, mut client, mut stream) = sent_out_over_tls();
+    assert_eq!(stream.read_some(&mut []).expect("no wait"), 0);
+    client.write_all(b"hello").expect("sent");
+    let mut bytes = [0; 5];
+    stream.read_exact(&mut bytes).expect("what came later");
+    assert_eq!(&bytes, b"hello");
+}
+
+/// The peer has all output, and resets instead of its end.
+#[test]
+fn a_reset_instead_of_the_peers_end_is_an_error_of_finish() {
+    let listen = local().with(|listen| listen.conn.linger_timeout = PATIENCE);
+    let (server, received) = server(Config::new(), listen);
+    let (mut client, stream) = leave(&server, &received, b"");
+    let finished = finishing(stream);
+    assert_eq!(read_to_end(&mut client), b"");
+    still_waits(&finished);
+    kit::net::reset(client);
+    let finished = finished.recv_timeout(PATIENCE).expect("it comes back");
+    let error = finished.expect_err("no end of a stream");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+/// Records without data: `count` of full length, all padding, and warnings between that rustls
+/// ignores.
+#[cfg(feature = "tls")]
+fn records_without_data(
+    session: portcullis::tls::rustls::ClientConnection,
+    count: usize,
+) -> Vec<u8> {
+    use portcullis::tls::rustls::crypto::cipher::{OutboundChunks, OutboundPlainMessage};
+    use portcullis::tls::rustls::{
+        ConnectionTrafficSecrets as Secrets, ContentType, ProtocolVersion, SupportedCipherSuite,
+    };
+
+    const USER_CANCELED: [u8; 2] = [1, 90];
+    let Some(SupportedCipherSuite::Tls13(suite)) = session.negotiated_cipher_suite() else {
+        panic!("not TLS 1.3");
+    };
+    let (next, secrets) = session.dangerous_extract_secrets().expect("allowed").tx;
+    let (Secrets::Aes128Gcm { key, iv }
+    | Secrets::Aes256Gcm { key, iv }
+    | Secrets::Chacha20Poly1305 { key, iv }) = secrets
+    else {
+        panic!("another cipher");
+    };
+    let mut encrypter = suite.aead_alg.encrypter(key, iv);
+    // The content type, behind no content. The encrypter adds one more zero.
+    let mut padded = vec![0; 16 * 1024];
+    padded[0] = 23;
+    let mut wire = Vec::new();
+    for number in 0..next + count as u64 {
+        // rustls takes 32 such records in a row.
+        let (typ, payload) = match number % 30 {
+            0 => (ContentType::Alert, &USER_CANCELED[..]),
+            _ => (ContentType::Unknown(0), &padded[..]),
+        };
+        let record = OutboundPlainMessage {
+            typ,
+            version: ProtocolVersion::TLSv1_2,
+            payload: OutboundChunks::Single(payload),
+        };
+        let record = encrypter.encrypt(record, number).expect("encrypted");
+        // A provider may take numbers in order only.
+        if number >= next {
+            wire.extend(record.encode());
+        }
+    }
+    wire
+}
+
+/// A peer cannot keep a thread in one read by records that make no progress.
+#[cfg(feature = "tls")]
+#[test]
+fn a_flood_of_records_without_data_does_not_keep_a_read() {
+    let (_server, client, mut stream) =
+        sent_out_with(|config| config.enable_secret_extraction = true);
+    let wire = records_without_data(client.conn, 100);
+    let mut socket = client.sock;
+    // The stream reads no more after its failure.
+    thread::spawn(move || drop(socket.write_all(&wire)));
+    let error = in_time(move || stream.read_some(&mut [0])).expect_err("no data");
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    assert!(error.to_string().contains("without data"), "{error}");
 }
