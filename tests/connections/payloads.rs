@@ -410,6 +410,31 @@ impl Handler<Notified> for Sender {
     }
 }
 
+/// Asks for the notice, and has no callback for it.
+struct Unnotified;
+
+impl Handler for Unnotified {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        cx.conn.notify_flushed();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_notice_without_a_callback_changes_nothing() {
+    let mut sim = Sim::new(1, Config::new(), ());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2);
+    let addr = sim.listen(listen, |_: &mut (), _| Unnotified);
+    let client = sim.connect(addr.expect("listen")).expect("it listens");
+    for word in [&b"one"[..], b"two"] {
+        sim.send(client, &packet2(word));
+        sim.settle();
+        assert_eq!(sim.received(client), packet2(word));
+    }
+    assert_eq!((sim.stats().open, sim.stats().panics), (1, 0));
+}
+
 #[test]
 fn a_handler_is_notified_once_its_output_has_left() {
     let notified = |words: &str, buffer: usize| {

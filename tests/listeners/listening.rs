@@ -574,6 +574,29 @@ fn a_listener_that_is_shut_down_elsewhere_is_closed_and_reported() {
     assert!(told.try_recv().is_err(), "told once");
 }
 
+/// The notice is for services that want it.
+#[test]
+fn a_listener_that_is_shut_down_elsewhere_is_closed_without_a_notice_too() {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let shared = socket2::Socket::from(socket.try_clone().expect("clone"));
+    let server = spawn(move || {
+        let mut server = server();
+        let listen = Listen::adopted(socket, Framing::Packet2).name("shared");
+        server.listen(listen, echo).expect("adopt");
+        server.listen(local(), echo).expect("listen");
+        (server, ())
+    });
+    let mut inside = connect(server.addr());
+    ping(&mut inside, b"in");
+    shared.shutdown(std::net::Shutdown::Both).expect("shutdown");
+    eventually("it is closed", || {
+        server.ask(|(), control| control.listener("shared").is_err())
+    });
+    ping(&mut inside, b"lives on");
+    let other = kit::net::tcp(&server.listeners[1].addr);
+    ping(&mut connect(other), b"untouched");
+}
+
 #[test]
 fn a_suspended_listener_lets_clients_wait() {
     let server = spawn_echo(Config::new(), local().name("door"));
