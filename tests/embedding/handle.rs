@@ -772,6 +772,31 @@ fn a_handle_outlives_its_server() {
 }
 
 #[test]
+fn a_handle_whose_server_is_gone_says_so_of_the_ids_of_others() {
+    let server = mine::<()>(Config::new());
+    let handle = server.handle();
+    let foreign: ConnId = "7.3.1".parse().expect("an id");
+    let unknown = Err(HandleError::NoConnection(foreign));
+    assert_eq!(handle.send(foreign, "frame"), unknown);
+    drop(server);
+    let gone = Err(HandleError::ServerGone);
+    assert_eq!(handle.send(foreign, "frame"), gone);
+    assert_eq!(handle.notify(foreign, 1_u32), gone);
+    assert_eq!(handle.kill(foreign), gone);
+}
+
+#[test]
+fn a_question_to_all_that_waits_when_the_server_goes_is_an_error() {
+    let server = mine::<()>(Config::new());
+    let handle = server.handle();
+    let asker = thread::spawn(move || handle.call_each(PATIENCE, |_, (), _| ()));
+    eventually("the question waits", || readable(&server));
+    drop(server);
+    let answer = asker.join().expect("no panic");
+    assert_eq!(answer, Err(HandleError::ServerGone));
+}
+
+#[test]
 fn what_waits_when_the_server_goes_is_dropped_and_callers_get_an_error() {
     let server = mine::<()>(Config::new());
     let (handle, kept) = (server.handle(), Arc::new(()));

@@ -535,6 +535,29 @@ fn a_job_that_panics_or_is_late_is_told() {
 }
 
 #[test]
+fn a_job_for_all_runs_where_its_queue_has_room() {
+    let config = Config::new().with(|config| config.queue_limits.commands = 1);
+    let build = |shard, server: &mut Server<usize>| {
+        server.listen(local(), who)?;
+        Ok(shard)
+    };
+    let shards = Shards::new(config).threads(2).spawn(build).expect("shards");
+    let first = shards.handle.shards().next().expect("a shard");
+    let busy = kit::net::hold(&first);
+    first.post(|_, _| ()).expect("room for one");
+    let (tell, told) = mpsc::channel();
+    let posted = shards
+        .handle
+        .post_each(move |shard, _, _| tell.send(shard).expect("the test waits"));
+    assert_eq!(posted, Err(HandleError::QueueFull));
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(1));
+    drop(busy);
+    let end = told.recv_timeout(PATIENCE).expect_err("on no other");
+    assert_eq!(end, mpsc::RecvTimeoutError::Disconnected);
+    finish(shards);
+}
+
+#[test]
 fn after_the_end_the_handle_says_so() {
     let shards = shards(2, local());
     let handle: Handle<usize> = shards.handle.clone();
