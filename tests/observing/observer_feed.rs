@@ -8,8 +8,8 @@ use std::time::Duration;
 use kit::net::Echo;
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    Alarm, Close, CloseReason, Config, Connect, Context, Framing, Handler, Listen, Observer,
-    Outcome, Quota,
+    AccessRules, Alarm, Close, CloseReason, Config, Connect, Context, Framing, Handler, Listen,
+    Observer, Outcome, ProxyProtocol, Quota,
 };
 use serde_json::Value;
 
@@ -52,6 +52,19 @@ impl World {
     /// What a client got, as text.
     fn text(&mut self, client: ClientId) -> String {
         String::from_utf8(self.sim.received(client)).expect("UTF-8")
+    }
+
+    /// Steps until a client gets events, which have to be these.
+    #[track_caller]
+    fn until_events(&mut self, client: ClientId, expected: &[&str]) {
+        for _ in 0..20 {
+            self.sim.step();
+            let events = self.events(client);
+            if !events.is_empty() {
+                return assert_eq!(names(&events), expected);
+            }
+        }
+        panic!("no events");
     }
 
     /// The events that a client got, with their names.
@@ -241,6 +254,51 @@ fn a_hundred_thousand_connections_are_sorted_in_slices() {
     let found = found["connections"].as_array().expect("a list").clone();
     assert!(!found.is_empty() && found.len() <= 2, "{found:?}");
     assert!(found.iter().any(|info| info["peer"] == needle.to_string()));
+}
+
+/// What it asks for was not looked for in the round that has begun.
+#[test]
+fn a_browser_that_comes_during_a_round_gets_its_connections_in_the_next() {
+    let mut world = world(Config::max_connections(20 * SLICE), listen());
+    for _ in 0..12 {
+        for _ in 0..SLICE / 2 {
+            world.sim.connect(world.echo).expect("the backlog has room");
+        }
+        world.sim.settle();
+    }
+    let first = world.request("/events");
+    world.until_events(first, &["history"]);
+    let late = world.request("/events?sort=age");
+    world.until_events(late, &["history"]);
+    assert_eq!(world.text(first), "", "the round goes on");
+    world.sim.settle();
+    assert_eq!(names(&world.events(first)), ["snapshot", "connections"]);
+    assert_eq!(names(&world.events(late)), ["snapshot"]);
+    world.sim.advance(SECOND);
+    let events = world.events(late);
+    assert_eq!(names(&events), ["snapshot", "connections"]);
+    assert_eq!(events[1].1["sort"], "age");
+}
+
+/// Behind a proxy.
+#[test]
+fn a_filter_finds_a_client_by_the_address_behind_its_proxy() {
+    let behind_proxy = listen().with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+    });
+    let mut world = world(Config::new(), behind_proxy);
+    for last in [7, 8] {
+        let client = world.sim.connect(world.echo).expect("a listener");
+        let header = format!("PROXY TCP4 203.0.113.{last} 198.51.100.2 50000 2\r\n");
+        world.sim.send(client, header.as_bytes());
+    }
+    world.sim.settle();
+    let browser = world.request("/events?filter=203.0.113.7");
+    world.sim.settle();
+    let found = world.events(browser).pop().expect("events").1;
+    assert_eq!(found["matching"], 1);
+    assert_eq!(found["connections"][0]["source"], "203.0.113.7:50000");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use base64::prelude::{Engine, BASE64_STANDARD};
 use kit::exposition::Exposition;
 use kit::net::{await_end, connect, local, ping, read_to_end, spawn, tcp, Echo, ReadSome, Running};
 use portcullis::sim::{ClientState, Sim};
-use portcullis::{CloseReason, Config, Error, Observer, Server};
+use portcullis::{CloseReason, Config, Error, Framing, Observer, Server};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -184,6 +184,54 @@ fn the_page_is_whole_and_its_policy_fits() {
     server.finish();
 }
 
+/// Reads up to the end of the first events, with the head.
+#[track_caller]
+fn read_events(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    while !text.ends_with(b"\n\n") || !text.windows(17).any(|part| part == b"event: connection") {
+        let mut piece = [0; 4096];
+        let length = stream.read_some(&mut piece).expect("events");
+        assert!(length > 0);
+        text.extend_from_slice(&piece[..length]);
+    }
+    String::from_utf8(text).expect("UTF-8")
+}
+
+#[test]
+fn the_head_of_the_events_comes_alone() {
+    let (server, page) = start(Observer::new);
+    let mut stream = connect(page);
+    let request = b"HEAD /events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stream.write_all(request).expect("sent");
+    let answer = String::from_utf8(read_to_end(&mut stream)).expect("ASCII");
+    let begin = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n";
+    assert!(answer.starts_with(begin), "{answer}");
+    assert_eq!(answer.find("\r\n\r\n"), Some(answer.len() - 4), "{answer}");
+    drop(stream);
+    server.finish();
+}
+
+/// The stream of events has one head: an answer would be read as an event.
+#[test]
+fn behind_the_events_there_is_no_answer() {
+    let (server, page) = start(Observer::new);
+    for behind in [
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "hello\n\n",
+    ] {
+        let mut stream = connect(page);
+        let request = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        stream.write_all(request).expect("sent");
+        let mut text = read_events(&mut stream);
+        stream.write_all(behind.as_bytes()).expect("sent");
+        stream.shutdown(Shutdown::Write).expect("finish");
+        let _ = stream.read_to_string(&mut text);
+        assert_eq!(text.matches("HTTP/1.1").count(), 1, "{text}");
+    }
+    let (stats, ()) = server.finish();
+    assert_eq!(stats.panics, 0);
+}
+
 #[test]
 fn requests_are_answered_in_order_and_events_come_last() {
     let (server, page) = start(Observer::new);
@@ -199,14 +247,7 @@ fn requests_are_answered_in_order_and_events_come_last() {
     for status in ["200 OK", "404 Not Found", "200 OK", "200 OK"] {
         assert_eq!(read_answer(&mut stream, true).status, status);
     }
-    let mut text = Vec::new();
-    while !text.ends_with(b"\n\n") || !text.windows(17).any(|part| part == b"event: connection") {
-        let mut piece = [0; 4096];
-        let length = stream.read_some(&mut piece).expect("events");
-        assert!(length > 0);
-        text.extend_from_slice(&piece[..length]);
-    }
-    let text = String::from_utf8(text).expect("UTF-8");
+    let text = read_events(&mut stream);
     assert!(text.starts_with(
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
     ));
@@ -503,4 +544,33 @@ fn peers_of_other_hosts_are_refused() {
     sim.connect_from(page, other).expect("a listener");
     sim.settle();
     assert_eq!(sim.stats().closed(CloseReason::Refused), 1);
+}
+
+/// Its options were changed although its framing should not be.
+#[test]
+fn a_listener_with_another_framing_refuses_what_it_cannot_read() {
+    let mut sim = Sim::new(7, Config::new(), ());
+    let observer = Observer::new();
+    let listen = observer.listen("127.0.0.1:0").expect("loopback");
+    let listen = listen.with(|listen| {
+        listen.framing = Framing::Line;
+        listen.conn.max_frame = Some(100);
+    });
+    let page = sim.listen_with(listen, observer).expect("listen");
+    for (sent, status) in [
+        ("GET / HTTP/1.1\r\n".to_owned(), "400 Bad Request"),
+        ("a".repeat(200), "431 Request Header Fields Too Large"),
+    ] {
+        let client = sim.connect_from(page, [127, 0, 0, 1].into());
+        let client = client.expect("a listener");
+        sim.send(client, sent.as_bytes());
+        sim.settle();
+        let answer = String::from_utf8(sim.received(client)).expect("ASCII");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}\r\n")),
+            "{answer}"
+        );
+        assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
+        assert_eq!(sim.state(client), ClientState::Finished);
+    }
 }
