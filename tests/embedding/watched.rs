@@ -303,3 +303,26 @@ impl Handler<Seen> for Says {
         Ok(())
     }
 }
+
+/// The smallest budget is enough for one callback.
+#[test]
+fn callbacks_beyond_the_work_of_an_iteration_wait_for_the_next() {
+    let config = Config::new().with(|config| config.budgets.work = 1);
+    let mut server: Server<Seen> = Server::new(config).expect("a server");
+    let mut seen = Seen::new();
+    let peers = [(); 3].map(|()| {
+        let (ours, theirs) = pair();
+        let watched = server.control().watch(ours, Interest::Readable, read_all);
+        watched.expect("watched");
+        theirs
+    });
+    for mut peer in &peers {
+        peer.write_all(b"x").expect("sent");
+    }
+    let mut before = 0;
+    turns_until(&mut server, &mut seen, |_, seen| {
+        let called = seen.len() - std::mem::replace(&mut before, seen.len());
+        assert!(called <= 1, "{called} in one iteration");
+        seen.len() == 3
+    });
+}

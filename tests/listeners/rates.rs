@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use portcullis::sim::{ClientId, ClientState, Sim};
+use portcullis::sim::{Call, ClientId, ClientState, Scripted, Sim};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Config, Context, Error, Framing, Handler, Listen,
     ListenerState, Outcome, ProxyProtocol, Rate, Server,
@@ -424,6 +424,34 @@ fn what_connections_share_changes_under_way() {
     set(&mut sim, None);
     let rest = frames(&mut sim);
     assert!(rest > 44_000, "{rest}");
+}
+
+/// The kernel had no memory for a write, which is tried again soon.
+#[test]
+fn a_change_of_a_rate_delays_no_write_that_is_tried_again() {
+    let rate = |listen: &mut Listen, bytes| listen.total_read_rate = Some(Rate::per_second(bytes));
+    let (mut sim, addr) = world(
+        Config::new(),
+        local().with(|listen| rate(listen, 1_000_000)),
+    );
+    let client = sim.connect(addr).expect("it listens");
+    sim.send(client, b"\0\x05first");
+    sim.settle();
+    assert_eq!(sim.received(client), b"\0\x05first");
+    sim.add_fault(Scripted {
+        call: Call::Write,
+        after: 0,
+        errno: libc::ENOBUFS,
+    });
+    sim.send(client, b"\0\x06second");
+    sim.settle();
+    assert_eq!(sim.received(client), b"");
+    let changed = sim
+        .control()
+        .reconfigure_listener("it", |listen| rate(listen, 2_000_000));
+    changed.expect("a good rate");
+    sim.advance(millis(20));
+    assert_eq!(sim.received(client), b"\0\x06second");
 }
 
 #[test]
