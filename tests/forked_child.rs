@@ -5,6 +5,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::path::Path;
@@ -138,6 +139,61 @@ fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
     echoes(&mut server, &mut connect(addr), b"a new connection\n");
     let mut unix = UnixStream::connect(&path).expect("the file is there");
     echoes(&mut server, &mut unix, b"over the Unix socket\n");
+}
+
+/// Whether the server's descriptor is readable now.
+fn has_events(server: &Server) -> bool {
+    let mut poll = mio::Poll::new().expect("poll");
+    let descriptor = server.as_fd().as_raw_fd();
+    let mut source = mio::unix::SourceFd(&descriptor);
+    let registered = poll
+        .registry()
+        .register(&mut source, mio::Token(0), mio::Interest::READABLE);
+    registered.expect("register");
+    let mut events = mio::Events::with_capacity(4);
+    poll.poll(&mut events, Some(Duration::ZERO)).expect("poll");
+    !events.is_empty()
+}
+
+/// The child waits for room in the socket's buffer, and its parent is not woken when there is.
+#[test]
+fn a_child_that_fills_a_connection_wakes_its_parent_for_nothing() {
+    let (mut server, addr) = serving_tcp(Config::new(), |listen| {
+        listen.framing = Framing::Raw;
+        listen.conn.output_limit = usize::MAX;
+        listen.socket.send_buffer = Some(64 * 1024);
+    });
+    let mut client = connect(addr);
+    echoes(&mut server, &mut client, b"before the fork");
+    let (mut ours, mut theirs) = UnixStream::pair().expect("a pair");
+    // SAFETY: the child only sends, reports how much the kernel took, and exits.
+    match unsafe { fork() }.expect("fork") {
+        ForkResult::Child => {
+            let id = server.control().connections()[0].id;
+            let mut control = server.control();
+            let sent = control
+                .conn(id)
+                .map(|mut conn| conn.send(vec![7; 16 << 20]).is_ok());
+            let mut did = sent == Some(true);
+            did &= server.poll_once(&mut (), Some(Duration::ZERO)).is_ok();
+            let info = server.control().connections().remove(0);
+            did &= info.queued > 0;
+            let written = info.traffic.bytes_out - b"before the fork".len() as u64;
+            did &= theirs.write_all(&written.to_be_bytes()).is_ok();
+            std::process::exit(i32::from(!did));
+        }
+        ForkResult::Parent { child } => {
+            let ended = waitpid(child, None).expect("wait");
+            assert_eq!(ended, WaitStatus::Exited(child, 0));
+        }
+    }
+    let mut written = [0; 8];
+    ours.read_exact(&mut written).expect("a number");
+    let written = u64::from_be_bytes(written);
+    let taken = std::io::copy(&mut (&client).take(written), &mut std::io::sink());
+    assert_eq!(taken.expect("what the child has sent"), written);
+    assert!(!has_events(&server));
+    echoes(&mut server, &mut client, b"after the fork");
 }
 
 /// Leaves the loop at the first line.
