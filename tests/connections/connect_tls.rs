@@ -14,8 +14,13 @@ use kit::tls::provider;
 use kit::tls::{self_signed, Authority, Folder, Site, NAME, VERSIONS};
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
 use portcullis::tls::client_config;
+use portcullis::tls::rustls::client::{
+    ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
+};
+use portcullis::tls::rustls::pki_types::ServerName;
 use portcullis::tls::rustls::{
-    version, ClientConfig, HandshakeKind, ProtocolVersion, ServerConfig,
+    version, ClientConfig, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig,
+    ServerConnection,
 };
 use portcullis::{
     CloseReason, Config, ConnId, Connect, Context, Error, Framing, Handler, Listen, Outcome,
@@ -631,4 +636,84 @@ fn a_panic_in_a_configurations_destructor_harms_no_client() {
         .connect(addr, Connect::new(Framing::Packet2), probe().0)
         .expect("the place is free");
     drop(listener);
+}
+
+/// Panics when it is asked for a session, or only when it is to keep one.
+#[derive(Debug)]
+struct BrokenStore {
+    is_asked: bool,
+}
+
+impl ClientSessionStore for BrokenStore {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        assert!(!self.is_asked, "a session store");
+        None
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, _: Tls13ClientSessionValue) {
+        panic!("a session store");
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        None
+    }
+}
+
+#[test]
+fn a_configuration_that_panics_when_it_is_connected_ends_its_attempt_alone() {
+    let site = Site::new();
+    let server = echo(local().tls(site.server()));
+    let client = client();
+    let (id, bystander) = dial(&client, server.addr(), line(site.client(VERSIONS[1]), NAME));
+    bystander.opened();
+    let mut config = site.client(VERSIONS[1]);
+    config.resumption = Resumption::store(Arc::new(BrokenStore { is_asked: true }));
+    let (_, heard) = dial(&client, server.addr(), line(config, NAME));
+    assert_eq!(heard.next(), Told::Failed(CloseReason::Panicked, None));
+    heard.is_all();
+    let stats = client.until("its place is free", |stats| stats.closed_total() == 1);
+    assert_eq!((stats.open, stats.panics), (1, 1));
+    say(&client, id, "hello\n");
+    assert_eq!(bystander.next(), Told::Frame(b"hello\n".to_vec()));
+}
+
+/// Tickets come once the handshake is over: here to a connection that is idle already.
+#[test]
+fn a_configuration_that_panics_long_after_the_handshake_ends_its_connection() {
+    let site = Site::new();
+    let (listener, addr) = std_listener();
+    let client = client();
+    let mut config = site.client(&version::TLS13);
+    config.resumption = Resumption::store(Arc::new(BrokenStore { is_asked: false }));
+    let (_, heard) = dial(&client, addr, line(config, NAME));
+    let mut peer = accepted(&listener);
+    let mut session = ServerConnection::new(Arc::new(site.server())).expect("a server");
+    while session.is_handshaking() {
+        while session.wants_write() {
+            session.write_tls(&mut peer).expect("sent");
+        }
+        assert!(session.read_tls(&mut peer).expect("received") > 0);
+        session.process_new_packets().expect("a handshake");
+    }
+    heard.opened();
+    // Its turn is over.
+    client.ask(|(), _| ());
+    assert!(session.wants_write(), "tickets");
+    while session.wants_write() {
+        session.write_tls(&mut peer).expect("sent");
+    }
+    assert_eq!(heard.next(), Told::Closed(CloseReason::Panicked));
+    heard.is_all();
+    let stats = client.until("its place is free", |stats| stats.open == 0);
+    assert_eq!(stats.panics, 1);
 }
