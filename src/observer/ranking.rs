@@ -205,3 +205,51 @@ impl Ranking {
         sorted.into_iter().map(|entry| entry.info).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::proto::{Machine, Pool, State, Time, Traffic};
+    use crate::{ConnConfig, Framing};
+
+    fn entry(id: &str, queued: usize) -> Entry {
+        let id = id.parse().expect("an id");
+        let (framing, options) = (Framing::Raw, Rc::new(ConnConfig::default()));
+        let machine = Machine::new(&framing, options, None, Time::ZERO, &mut Pool::default());
+        let info = ConnInfo {
+            id,
+            listener: None,
+            peer: Addr::unspecified(),
+            source: Addr::unspecified(),
+            state: State::Open,
+            age: Duration::ZERO,
+            idle: Duration::ZERO,
+            traffic: Traffic::default(),
+            queued,
+            buffered: queued,
+            paused: false,
+            congested: false,
+            throttled: false,
+            paused_for_memory: false,
+            time_left: machine.time_left(Time::ZERO),
+        };
+        let rank = Rank::Ascending(Key::of(&info, Sort::Queue), id);
+        Entry { rank, info }
+    }
+
+    /// As the order of a heap has to be.
+    #[test]
+    fn entries_are_equal_where_neither_comes_first() {
+        let all = [("1.1.0", 5), ("1.1.0", 5), ("2.1.0", 5), ("1.1.0", 6)];
+        let all = all.map(|(id, queued)| entry(id, queued));
+        for one in &all {
+            for other in &all {
+                assert_eq!(one == other, one.cmp(other) == Ordering::Equal);
+            }
+        }
+        assert!(all[0] == all[1] && all[0] != all[2] && all[0] != all[3]);
+    }
+}
