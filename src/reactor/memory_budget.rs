@@ -431,8 +431,8 @@ impl MemoryBudget {
         }
     }
 
-    /// The next paused connection may read. Those that have made progress before have every other
-    /// grant.
+    /// Ends the grant: the next paused connection may read. Those that have made progress before
+    /// have every other grant.
     fn pass_grant<S>(&mut self, conns: &mut Connections<S>, now: Time) {
         self.grant = None;
         self.again = !self.again;

@@ -102,13 +102,11 @@ impl Sources {
         counted: Counted,
         now: Time,
     ) {
-        if counted == Counted::No {
-            return;
-        }
         let source = source_of(peer, limits.prefixes);
-        let entry = match counted == Counted::Together {
-            true => Some(&mut self.together),
-            false => self.apart.get_mut(&source),
+        let entry = match counted {
+            Counted::No => return,
+            Counted::Apart => self.apart.get_mut(&source),
+            Counted::Together => Some(&mut self.together),
         };
         let Some(entry) = entry else {
             return;
