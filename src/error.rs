@@ -438,4 +438,17 @@ mod tests {
         let cause = Error::other(os(libc::EACCES));
         assert!(cause.source().is_none(), "it stands for its cause");
     }
+
+    /// Errors of other kinds name what is concerned by themselves.
+    #[test]
+    fn only_the_error_of_an_option_names_its_listener() {
+        for (error, ..) in all() {
+            let (before, is_option) = (error.to_string(), matches!(error, Error::Option { .. }));
+            let expected = match is_option {
+                true => format!("{before} (listener \"a\")"),
+                false => before,
+            };
+            assert_eq!(error.of_listener("a").to_string(), expected);
+        }
+    }
 }

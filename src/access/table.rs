@@ -387,4 +387,19 @@ mod tests {
         }
         assert!(nodes < 100, "{nodes}");
     }
+
+    #[test]
+    fn a_network_above_others_hides_none_of_them() {
+        let mut narrow = Table::default();
+        narrow.append(network("10.1.0.0/16"), 1);
+        let mut wide = Table::default();
+        wide.append(network("10.0.0.0/8"), 2);
+        wide.append(network("10.1.0.0/16"), 3);
+        let mut changed = Vec::new();
+        wide.visit_changed(&narrow, &mut |here, there| changed.push((*here, *there)));
+        assert_eq!(changed, [(3, 1)], "a network more than before");
+        changed.clear();
+        narrow.visit_changed(&wide, &mut |here, there| changed.push((*here, *there)));
+        assert_eq!(changed, [(1, 3)], "a network less than before");
+    }
 }

@@ -218,4 +218,12 @@ mod tests {
         }
         assert!(words("unix:").contains("no path"));
     }
+
+    /// As for `Control::connect`, which takes whatever can become an address.
+    #[test]
+    fn an_address_can_be_lent() {
+        let addr = Addr::unix("/run/a.sock");
+        let taken: Addr = TryFrom::try_from(&addr).expect("it is one");
+        assert_eq!(taken, addr);
+    }
 }

@@ -249,3 +249,51 @@ mod sealed {
     parts!(A B C);
     parts!(A B C D);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: &[u8] = &[7; 5000];
+
+    /// One of each kind, and the memory that another one of the same bytes takes.
+    fn all() -> [(Chunk<'static>, usize); 4] {
+        [
+            (Chunk::Borrowed(BYTES), 0),
+            (Chunk::Owned(BYTES.to_vec()), 0),
+            (Chunk::Shared(BYTES.into()), BYTES.len()),
+            (Chunk::Counted(BYTES.into()), 0),
+        ]
+    }
+
+    #[test]
+    fn the_same_bytes_once_more_are_charged_only_if_they_were_shared() {
+        for (chunk, memory) in all() {
+            let again = chunk.again();
+            assert_eq!(again.bytes(), BYTES);
+            assert_eq!(again.bytes().as_ptr(), chunk.bytes().as_ptr(), "no copy");
+            assert_eq!(again.memory(), memory);
+        }
+    }
+
+    #[test]
+    fn a_payload_that_another_is_charged_with_can_be_counted() {
+        for (chunk, _) in all() {
+            let is_borrowed = matches!(chunk, Chunk::Borrowed(_));
+            let counted = chunk.count();
+            assert_eq!(counted.bytes(), BYTES);
+            assert_eq!(counted.memory(), if is_borrowed { 0 } else { BYTES.len() });
+        }
+    }
+
+    #[test]
+    fn a_payload_that_is_shared_stays_the_same() {
+        for (chunk, _) in all() {
+            let is_shared = matches!(chunk, Chunk::Shared(_) | Chunk::Counted(_));
+            let before = chunk.bytes().as_ptr();
+            let shared: Arc<[u8]> = chunk.into();
+            assert_eq!(&*shared, BYTES);
+            assert_eq!(shared.as_ptr() == before, is_shared, "copied unless it is");
+        }
+    }
+}
