@@ -311,6 +311,38 @@ fn a_need_delays_the_next_call() {
     assert_eq!(asked.load(Relaxed), 3, "the next frame is asked for anew");
 }
 
+/// The result for the old maximum is not kept for the new one.
+#[test]
+fn a_frame_that_was_too_large_fits_a_larger_maximum() {
+    struct Whole;
+    impl Framer for Whole {
+        fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+            Ok(Decoded::Frame {
+                payload: 0..input.len(),
+                consumed: input.len(),
+            })
+        }
+    }
+    let mut codec = Codec::new(&Framing::custom(|| Whole), Some(10));
+    assert!(codec.cut(&[7; 50]).is_none());
+    codec.set_max(Some(50));
+    match codec.decode(&[7; 50], &mut Buffers::default()) {
+        Step::Frame { payload, consumed } => assert_eq!((payload, consumed), (0..50, 50)),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Nothing is searched in them, so that nothing is remembered of an incomplete one.
+#[test]
+fn frames_of_a_known_length_remember_no_search() {
+    for length in 0..8 {
+        let mut codec = Codec::new(&Framing::Fixed(8), None);
+        let step = codec.decode(&vec![7; length], &mut Buffers::default());
+        assert!(matches!(step, Step::More));
+        assert_eq!(codec.seen(), 0);
+    }
+}
+
 #[test]
 fn too_long_to_encode_appends_nothing() {
     for (framing, limit) in [(Framing::Packet1, 255), (Framing::Packet2, 65_535)] {

@@ -1,5 +1,6 @@
 //! A framing of one's own in a connection: well-behaved, misbehaving, and panicking.
 
+use std::error::Error as _;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex};
 
@@ -241,6 +242,16 @@ fn a_refused_payload_queues_nothing() {
     });
     assert_eq!(rig.answers(), b"<one><two>");
     assert_eq!(rig.machine.traffic().frames_out, 2);
+}
+
+#[test]
+fn the_framers_error_is_the_source_of_the_refusal() {
+    let mut rig = Rig::open_with(&scripted(brackets), limits(), silent);
+    let refused = rig.machine.send(b"refuse", rig.now, &mut rig.pool);
+    let refused = refused.expect_err("a word that is not said");
+    let source = refused.source().expect("the framer's error");
+    assert!(source.is::<FrameError>(), "{source}");
+    assert!(SendError::Closed.source().is_none());
 }
 
 /// Half a frame on the wire would make all later frames unreadable.
@@ -678,4 +689,13 @@ fn a_framer_is_lent_the_parts_where_they_are() {
     frame.expect("room");
     let addresses = [head.as_ptr() as usize, body.as_ptr() as usize];
     assert_eq!(*noted.lock().expect("no panic"), addresses);
+}
+
+/// The simulator cannot copy the state of the user's code.
+#[test]
+fn a_connection_with_a_framer_is_not_copied() {
+    let mut rig = Rig::open_with(&scripted(brackets), limits(), silent);
+    assert!(rig.machine.fork().is_none());
+    rig.machine.set_framing(&Framing::Line);
+    assert!(rig.machine.fork().is_some());
 }
