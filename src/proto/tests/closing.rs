@@ -530,3 +530,46 @@ fn the_kernel_is_asked_only_if_something_depends_on_it() {
         assert_eq!(rig.machine.wants_delivery(), pending || !finished);
     }
 }
+
+/// Where the system cannot tell what it has not sent, input proves that the peer lives, and each
+/// prolongs the linger.
+#[test]
+fn input_prolongs_the_linger_where_the_kernel_cannot_tell() {
+    let mut rig = lingering();
+    rig.machine.handle_delivery(None, rig.now);
+    for _ in 0..5 {
+        rig.pass(Duration::from_millis(1500));
+        rig.receive([0]);
+        assert!(rig.gone.is_none(), "{:?}", rig.now);
+    }
+    rig.pass(Duration::from_millis(1999));
+    assert!(rig.gone.is_none());
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(rig.ended(), CloseReason::Closed);
+}
+
+/// Not for ever: nothing is known to be lost, so that it ends in order.
+#[test]
+fn input_prolongs_the_linger_up_to_the_write_timeout() {
+    let mut rig = lingering();
+    rig.machine.handle_delivery(None, rig.now);
+    for _ in 0..19 {
+        rig.pass(secs(1));
+        rig.receive([0]);
+        assert!(rig.gone.is_none(), "{:?}", rig.now);
+    }
+    rig.pass(secs(1));
+    assert_eq!(rig.ended(), CloseReason::Closed);
+}
+
+/// A flood stops the reading. The end waits for the output that the kernel still has.
+#[test]
+fn a_flood_while_lingering_does_not_cut_off_unsent_output() {
+    let mut rig = lingering();
+    rig.machine.handle_delivery(Some(5), rig.now);
+    rig.receive([0; 1001]);
+    assert!(rig.gone.is_none() && !rig.machine.wants_read());
+    rig.machine.handle_delivery(Some(0), rig.now);
+    rig.turn();
+    assert_eq!(rig.ended(), CloseReason::Closed);
+}

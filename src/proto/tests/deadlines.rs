@@ -541,3 +541,25 @@ fn a_pause_from_before_the_last_input_counts_from_the_input() {
     let expected = Time::ZERO.after(secs(10 + 120 + 5));
     assert_eq!(rig.machine.deadline(), expected);
 }
+
+/// While the server reads nothing for lack of memory, what is late may be in the kernel.
+#[test]
+fn late_input_gets_its_whole_time_once_more() {
+    for (has_begun, timeout) in [(true, 30), (false, 120)] {
+        for early in [0, 1] {
+            let mut rig = Rig::open(silent);
+            rig.act(|turn| turn.set_timer(1, secs(1000)));
+            if has_begun {
+                rig.receive([0]);
+            }
+            rig.now = rig.now.after(secs(timeout - early));
+            rig.machine.extend_late_input(rig.now, rig.now);
+            rig.expire();
+            assert!(rig.is_open(), "{timeout}");
+            let left = rig.machine.time_left(rig.now);
+            let left = if has_begun { left.frame } else { left.idle };
+            let expected = if early == 0 { timeout } else { early };
+            assert_eq!(left, Some(secs(expected)), "what is not late is not moved");
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! The memory of a connection: none while idle, none for a header's claim, none large for long.
 
+use std::sync::Arc;
+
 use super::*;
 
 /// Returns the capacity of the connection's buffers.
@@ -163,4 +165,19 @@ fn timers_are_counted() {
     assert!(rig.machine.memory().own >= 256 * 16);
     rig.pass(secs(1));
     assert_eq!(rig.machine.memory(), Held::NOTHING);
+}
+
+#[test]
+fn a_connection_that_goes_with_its_output_keeps_no_payload() {
+    let mut rig = Rig::open_with(&Framing::Raw, no_limits(), silent);
+    let payload = Arc::<[u8]>::from([7; 5000]);
+    let mut chunks = [Chunk::Shared(Arc::clone(&payload))];
+    let frame = rig.machine.frame(&mut chunks, 8, rig.now, &mut rig.pool);
+    let frame = frame.expect("room");
+    rig.machine.queue_frame(frame, rig.now, &mut rig.pool);
+    assert_eq!(rig.pool.shared.bytes(), payload.len());
+    rig.machine.recycle(&mut rig.pool);
+    assert_eq!(rig.pool.shared.bytes(), 0);
+    drop(chunks);
+    assert_eq!(Arc::strong_count(&payload), 1);
 }
