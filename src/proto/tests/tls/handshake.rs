@@ -333,3 +333,36 @@ fn a_first_message_that_is_no_client_hello_is_answered_by_an_alert() {
         assert_eq!(talk.rig.ended(), CloseReason::TlsHandshake);
     }
 }
+
+/// Behind the ClientHello too, where records of a few bytes are longer than what they contain.
+#[test]
+fn handshake_messages_in_short_records_are_bounded() {
+    let mut talk = Talk::new(&TLS12, Box::new(echo));
+    let hello = talk.client_bytes();
+    talk.rig.receive(hello);
+    // A ClientKeyExchange.
+    let mut message = vec![16, 0, 0xFF, 0xFF];
+    message.resize(4 + 0xFFFF, 0);
+    for fragments in message.chunks(500) {
+        let records = fragments.chunks(5).flat_map(|fragment| {
+            let length = u8::try_from(fragment.len()).expect("short");
+            [&[22, 3, 3, 0, length], fragment].concat()
+        });
+        talk.rig.receive(records.collect::<Vec<_>>());
+        assert!(talk.rig.machine.buffered() <= 0x1_0000 + 0x4800);
+        if talk.rig.machine.state() == State::Closing {
+            break;
+        }
+    }
+    talk.rig.receive_fin();
+    let closed = talk.rig.machine.take_closed();
+    assert_eq!(closed.reason, CloseReason::TlsHandshake);
+    assert!(closed.to_string().contains("is too large"), "{closed}");
+}
+
+/// The simulator cannot copy a session.
+#[test]
+fn a_connection_over_tls_is_not_copied() {
+    let talk = Talk::open(&TLS13, Box::new(echo));
+    assert!(talk.rig.machine.fork().is_none());
+}

@@ -133,6 +133,31 @@ fn worn_out_keys_under_a_large_frame_end_in_order() {
     }
 }
 
+/// A close promises that pending output is sent. Where the keys wear out before, the reason says
+/// that output is lost.
+#[test]
+fn worn_out_keys_behind_a_close_are_the_reason() {
+    let identity = Identity::new();
+    let (server, client) = (short_lived(&identity), identity.client(&TLS12));
+    let mut talk = Talk::with(server, client, no_limits(), Box::new(silent));
+    talk.exchange();
+    let all = packet2([7; 60_000]).repeat(10);
+    talk.rig.act(|turn| {
+        for _ in 0..10 {
+            turn.send(&[7; 60_000]).expect("room");
+        }
+        turn.close();
+    });
+    talk.exchange();
+    let heard = talk.heard();
+    assert!(heard.len() < all.len() && all.starts_with(&heard));
+    assert!(talk.goodbye && talk.rig.fin, "close_notify and FIN");
+    talk.rig.receive_fin();
+    let closed = talk.rig.machine.take_closed();
+    assert_eq!(closed.reason, CloseReason::Tls);
+    assert!(closed.to_string().contains("worn out"), "{closed}");
+}
+
 /// Plaintext of one full record.
 const RECORD: usize = 16 * 1024;
 
