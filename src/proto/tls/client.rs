@@ -91,3 +91,30 @@ impl StdError for WithServer {
         Some(&*self.source)
     }
 }
+
+#[cfg(all(test, any(feature = "ring", feature = "aws-lc-rs")))]
+mod tests {
+    use rustls::RootCertStore;
+
+    use super::*;
+
+    /// Early data can be replayed. The user's configuration, which others may share, stays.
+    #[test]
+    fn early_data_is_never_sent() {
+        #[cfg(feature = "ring")]
+        let provider = rustls::crypto::ring::default_provider();
+        #[cfg(not(feature = "ring"))]
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        config.enable_early_data = true;
+        config.alpn_protocols = vec![b"mqtt".to_vec()];
+        let config = Arc::new(config);
+        let tls = ClientTls::new(Arc::clone(&config), "localhost");
+        assert!(!tls.config.enable_early_data && config.enable_early_data);
+        assert_eq!(tls.config.alpn_protocols, config.alpn_protocols);
+    }
+}

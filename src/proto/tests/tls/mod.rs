@@ -1,5 +1,6 @@
 //! TLS on one connection, against rustls' own client in memory.
 
+mod client;
 mod clocks;
 mod handshake;
 mod keys;
