@@ -286,4 +286,127 @@ mod tests {
         assert!(shown.contains("ClientSessions { sessions: 0 }"), "{shown}");
         assert!(!shown.contains('['), "{shown}");
     }
+
+    /// Tickets come from whole handshakes alone.
+    #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
+    mod tickets {
+        use std::sync::Arc;
+
+        use rustls::client::Resumption;
+        use rustls::crypto::CryptoProvider;
+        use rustls::pki_types::PrivateKeyDer;
+        use rustls::{
+            ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig,
+            ServerConnection,
+        };
+
+        use super::*;
+
+        fn provider() -> Arc<CryptoProvider> {
+            #[cfg(feature = "ring")]
+            return Arc::new(rustls::crypto::ring::default_provider());
+            #[cfg(not(feature = "ring"))]
+            return Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        }
+
+        /// A server with many names, and a client whose sessions are looked at.
+        struct Pair {
+            server: ServerConfig,
+            client: Arc<ClientConfig>,
+            sessions: Arc<ClientSessions>,
+        }
+
+        impl Pair {
+            fn new() -> Self {
+                let made = rcgen::generate_simple_self_signed(["*.server.test".to_owned()]);
+                let made = made.expect("a certificate");
+                let certificate = made.cert.der().clone();
+                let mut roots = RootCertStore::empty();
+                roots.add(certificate.clone()).expect("a root");
+                let key = PrivateKeyDer::try_from(made.signing_key.serialize_der());
+                let server = ServerConfig::builder_with_provider(provider())
+                    .with_safe_default_protocol_versions()
+                    .expect("versions")
+                    .with_no_client_auth()
+                    .with_single_cert(vec![certificate], key.expect("a key"))
+                    .expect("server");
+                let mut client = ClientConfig::builder_with_provider(provider())
+                    .with_safe_default_protocol_versions()
+                    .expect("versions")
+                    .with_root_certificates(roots)
+                    .with_no_client_auth();
+                let sessions = Arc::new(ClientSessions::default());
+                client.resumption = Resumption::store(sessions.clone());
+                Self {
+                    server,
+                    client: Arc::new(client),
+                    sessions,
+                }
+            }
+
+            fn name(number: usize) -> ServerName<'static> {
+                ServerName::try_from(format!("s{number}.server.test")).expect("a name")
+            }
+
+            /// A handshake after which the server sends tickets, which all have this mark.
+            fn shake(&self, number: usize, tickets: usize, mark: u32) {
+                let mut server = self.server.clone();
+                server.send_tls13_tickets = tickets;
+                server.max_early_data_size = mark;
+                let client = ClientConnection::new(Arc::clone(&self.client), Self::name(number));
+                let server = ServerConnection::new(Arc::new(server));
+                let mut sides: [Connection; 2] = [
+                    client.expect("a client").into(),
+                    server.expect("a server").into(),
+                ];
+                while sides.iter().any(|side| side.wants_write()) {
+                    for (from, to) in [(0, 1), (1, 0)] {
+                        let mut wire = Vec::new();
+                        while sides[from].wants_write() {
+                            sides[from].write_tls(&mut wire).expect("into memory");
+                        }
+                        let mut wire = &wire[..];
+                        while !wire.is_empty() {
+                            sides[to].read_tls(&mut wire).expect("from memory");
+                            sides[to].process_new_packets().expect("good TLS");
+                        }
+                    }
+                }
+            }
+
+            /// Takes all tickets of a server, the latest first, and returns their marks.
+            fn take(&self, number: usize) -> Vec<u32> {
+                let name = Self::name(number);
+                let next = || self.sessions.take_tls13_ticket(&name);
+                let marks = std::iter::from_fn(next).map(|ticket| ticket.max_early_data_size());
+                marks.collect()
+            }
+        }
+
+        #[test]
+        fn of_one_server_the_latest_four_are_kept() {
+            let pair = Pair::new();
+            pair.shake(0, 1, 5);
+            pair.shake(1, 2, 6);
+            pair.shake(1, 3, 7);
+            assert_eq!(pair.take(1), [7, 7, 7, 6], "one of two was tried");
+            pair.shake(1, 3, 7);
+            pair.shake(1, 6, 8);
+            assert_eq!(pair.take(1), [8; 4]);
+            assert_eq!(pair.take(0), [5], "that of another server stays");
+        }
+
+        #[test]
+        fn of_all_servers_the_latest_sixty_four_are_kept() {
+            let pair = Pair::new();
+            for number in 0..=MAX_CLIENT_SESSIONS {
+                pair.shake(number, 1, 9);
+            }
+            assert_eq!(pair.sessions.lock().sessions.len(), MAX_CLIENT_SESSIONS);
+            assert_eq!(pair.take(0), [0; 0], "the oldest made room");
+            for number in 1..=MAX_CLIENT_SESSIONS {
+                assert_eq!(pair.take(number), [9]);
+            }
+        }
+    }
 }

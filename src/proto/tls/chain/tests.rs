@@ -376,6 +376,46 @@ fn large_keys_are_refused() {
     assert_eq!(check(&raw, &[], true), Ok(()));
 }
 
+#[test]
+fn a_large_key_is_named_in_the_error() {
+    let raw = der(SEQUENCE, &[0; 5000]);
+    let refused = check(&raw, &[], true).expect_err("it is large");
+    let words = rustls::Error::from(refused).to_string();
+    assert!(
+        words.contains("a public key of more than 4096 bytes"),
+        "{words}"
+    );
+}
+
+/// A key has whole bytes (RFC 8017 appendix A.1.1).
+#[test]
+fn rsa_keys_with_unused_bits_are_refused() {
+    let number = [der(INTEGER, &[0xc5; 256]), der(INTEGER, &[3])].concat();
+    let key = der(SEQUENCE, &number);
+    let algorithm = der(SEQUENCE, &der(OID, &[&PKCS_1[..], &[1]].concat()));
+    for (first, outcome) in [
+        (&[0][..], Ok(())),
+        (&[1], Err(Refusal::BadDer)),
+        (&[7], Err(Refusal::BadDer)),
+    ] {
+        let bits = der(BIT_STRING, &[first, &key].concat());
+        assert_eq!(check_key(&[&algorithm[..], &bits].concat()), outcome);
+    }
+    let empty = [algorithm, der(BIT_STRING, &[])].concat();
+    assert_eq!(check_key(&empty), Err(Refusal::BadDer));
+}
+
+#[test]
+fn a_bounded_verifier_is_shown_with_the_one_inside() {
+    let desk = Desk::new();
+    let inside = format!("{:?}", desk.server.0);
+    assert!(inside.contains("WebPkiServerVerifier"), "{inside}");
+    assert_eq!(
+        format!("{:?}", desk.server),
+        format!("BoundedVerifier({inside})")
+    );
+}
+
 /// Whatever bytes come: no panic, and what is cut off is refused.
 #[test]
 fn damaged_certificates_are_refused() {
