@@ -531,8 +531,7 @@ fn the_kernel_is_asked_only_if_something_depends_on_it() {
     }
 }
 
-/// Where the system cannot tell what it has not sent, input proves that the peer lives, and each
-/// prolongs the linger.
+/// Where the kernel does not count unsent bytes, each input proves that the peer lives.
 #[test]
 fn input_prolongs_the_linger_where_the_kernel_cannot_tell() {
     let mut rig = lingering();

@@ -542,7 +542,7 @@ fn a_pause_from_before_the_last_input_counts_from_the_input() {
     assert_eq!(rig.machine.deadline(), expected);
 }
 
-/// While the server reads nothing for lack of memory, what is late may be in the kernel.
+/// While the server reads nothing for lack of memory, late bytes may be in the kernel.
 #[test]
 fn late_input_gets_its_whole_time_once_more() {
     for (has_begun, timeout) in [(true, 30), (false, 120)] {
@@ -559,7 +559,7 @@ fn late_input_gets_its_whole_time_once_more() {
             let left = rig.machine.time_left(rig.now);
             let left = if has_begun { left.frame } else { left.idle };
             let expected = if early == 0 { timeout } else { early };
-            assert_eq!(left, Some(secs(expected)), "what is not late is not moved");
+            assert_eq!(left, Some(secs(expected)), "only late deadlines move");
         }
     }
 }

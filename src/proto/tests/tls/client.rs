@@ -1,4 +1,4 @@
-//! Handshakes that fail on the client's side: their end, and what their error says.
+//! Handshakes that fail on the client's side: the end of the connection, and the words of the error.
 
 use rustls::crypto::{GetRandomFailed, SecureRandom};
 use rustls::AlertDescription;
@@ -79,7 +79,7 @@ fn a_name_that_no_certificate_can_be_for_ends_the_handshake() {
     assert!(closed.to_string().contains(words), "{closed}");
 }
 
-/// The words name the server, and the error of TLS can be told apart from others.
+/// The words name the server, and the error of TLS can be matched.
 #[test]
 fn the_error_of_tls_is_the_source_of_a_failed_handshake() {
     let mut rig = connected(&wanting("localhost"));

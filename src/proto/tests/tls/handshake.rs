@@ -334,7 +334,7 @@ fn a_first_message_that_is_no_client_hello_is_answered_by_an_alert() {
     }
 }
 
-/// Behind the ClientHello too, where records of a few bytes are longer than what they contain.
+/// Behind the ClientHello too, where the headers of short records count.
 #[test]
 fn handshake_messages_in_short_records_are_bounded() {
     let mut talk = Talk::new(&TLS12, Box::new(echo));
