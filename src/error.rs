@@ -439,7 +439,7 @@ mod tests {
         assert!(cause.source().is_none(), "it stands for its cause");
     }
 
-    /// Errors of other kinds name what is concerned by themselves.
+    /// Errors of other kinds contain no option.
     #[test]
     fn only_the_error_of_an_option_names_its_listener() {
         for (error, ..) in all() {

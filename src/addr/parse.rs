@@ -219,7 +219,7 @@ mod tests {
         assert!(words("unix:").contains("no path"));
     }
 
-    /// As for `Control::connect`, which takes whatever can become an address.
+    /// `Control::connect` takes every value that converts to an address.
     #[test]
     fn an_address_can_be_lent() {
         let addr = Addr::unix("/run/a.sock");

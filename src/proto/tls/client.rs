@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// Early data can be replayed. The user's configuration, which others may share, stays.
+    /// Early data can be replayed. The user's configuration may be shared, and does not change.
     #[test]
     fn early_data_is_never_sent() {
         #[cfg(feature = "ring")]

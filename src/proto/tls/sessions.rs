@@ -309,7 +309,7 @@ mod tests {
             return Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         }
 
-        /// A server with many names, and a client whose sessions are looked at.
+        /// A server with many names, a client, and the sessions of the client.
         struct Pair {
             server: ServerConfig,
             client: Arc<ClientConfig>,
