@@ -147,10 +147,16 @@ fn a_cipher_that_fails_ends_its_own_connection() {
 /// The last record is close_notify.
 #[test]
 fn a_cipher_that_fails_at_the_end_is_counted() {
-    struct Leaves;
+    /// Closes, or only sends no more.
+    struct Leaves {
+        finishes: bool,
+    }
     impl Handler for Leaves {
         fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
-            cx.conn.close();
+            match self.finishes {
+                true => cx.conn.finish(),
+                false => cx.conn.close(),
+            }
             Ok(())
         }
         fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
@@ -158,22 +164,30 @@ fn a_cipher_that_fails_at_the_end_is_counted() {
         }
     }
 
-    for fault in [Fault::Error, Fault::Panic] {
+    let faults = [Fault::Error, Fault::Panic];
+    for (fault, finishes) in faults
+        .into_iter()
+        .flat_map(|fault| [(fault, false), (fault, true)])
+    {
         let site = Site::new();
         let listen = local().tls(config(&site, fault, TICKETS));
         let server: Running = spawn(move || {
             let mut server = Server::new(Config::new()).expect("server");
             server
-                .listen(listen, |_: &mut (), _| Leaves)
+                .listen(listen, move |_: &mut (), _| Leaves { finishes })
                 .expect("listen");
             (server, ())
         });
         let mut tls = secure(server.addr(), &site.client(&version::TLS13));
         let end = tls.read_some(&mut [0; 1]).map_err(|error| error.kind());
-        assert_eq!(end, Err(ErrorKind::UnexpectedEof), "{fault:?}");
+        assert_eq!(end, Err(ErrorKind::UnexpectedEof), "{fault:?} {finishes}");
         drop(tls);
         let stats = server.until("it ends", |stats| stats.closed_total() == 1);
-        assert_eq!(stats.closed(CloseReason::Panicked), 1, "{fault:?}");
-        assert_eq!(stats.panics, 1, "{fault:?}");
+        assert_eq!(
+            stats.closed(CloseReason::Panicked),
+            1,
+            "{fault:?} {finishes}"
+        );
+        assert_eq!(stats.panics, 1, "{fault:?} {finishes}");
     }
 }

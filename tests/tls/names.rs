@@ -384,3 +384,28 @@ fn names_change_under_way() {
     visit(server.addr(), &client, "deep.wild.test");
     handshake_as(server.addr(), &client, "gone.test").expect_err("it is not there");
 }
+
+/// Neither certificates nor names appear in a log.
+#[test]
+fn a_configuration_is_shown_by_the_number_of_its_names() {
+    let config = Arc::new(Site::new().server());
+    let add = |names: ServerNames| {
+        names
+            .name("one.test", Arc::clone(&config))
+            .and_then(|names| names.name("*.test", Arc::clone(&config)))
+            .expect("good names")
+    };
+    let names = add(ServerNames::only());
+    assert_eq!(format!("{names:?}"), "2 names and no default");
+    for (tls, expected) in [
+        (TlsConfig::from(Arc::clone(&config)), "one configuration"),
+        (TlsConfig::from(names), "2 names and no default"),
+        (
+            TlsConfig::from(add(ServerNames::or(Arc::clone(&config)))),
+            "2 names and a default",
+        ),
+        (TlsConfig::choose(|_| None), "chosen by a closure"),
+    ] {
+        assert_eq!(format!("{tls:?}"), expected);
+    }
+}

@@ -8,6 +8,7 @@ use kit::net::{have, local, packet2, spawn_echo};
 use kit::tls::{exchange, secure, Authority, Folder, Identity, Site, NAME, VERSIONS};
 use portcullis::tls::server_config;
 use portcullis::Config;
+use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair, PKCS_ED25519};
 
 /// A good chain and key on disk.
 struct Desk {
@@ -454,5 +455,40 @@ fn a_certificate_that_cannot_be_read_is_named_by_its_line() {
         &other,
         &other,
         "line 1, a private key in a form",
+    );
+}
+
+/// DER writes the length of a short certificate in one byte, of others in two.
+#[test]
+fn certificates_of_every_size_work() {
+    let folder = Folder::new();
+    for (name, length, kind) in [("short", 0, 0x81), ("common", 300, 0x82)] {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        if length > 0 {
+            let id = [1, 3, 6, 1, 4, 1, 99_999, 1];
+            let extension = CustomExtension::from_oid_content(&id, vec![5; length]);
+            params.custom_extensions.push(extension);
+        }
+        let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        assert_eq!(certificate.der()[..2], [0x30, kind], "{name}");
+        let chain = folder.file(&format!("{name}.pem"), certificate.pem());
+        let key = folder.file(&format!("{name}.key"), key.serialize_pem());
+        server_config(&chain, &key).expect(name);
+    }
+}
+
+/// A sequence with one number.
+#[test]
+fn der_that_is_no_certificate_is_named() {
+    let desk = Desk::new();
+    let pem = "-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n";
+    let file = desk.folder.file("number.pem", pem);
+    refused(
+        &file,
+        &desk.key,
+        &file,
+        "begins with a certificate that is not valid",
     );
 }
