@@ -492,3 +492,19 @@ fn der_that_is_no_certificate_is_named() {
         "begins with a certificate that is not valid",
     );
 }
+
+/// rustls reads no certificate of more than 64 KiB as the first, and any behind it.
+#[test]
+fn a_long_certificate_may_stand_behind_the_first() {
+    let desk = Desk::new();
+    let mut params = CertificateParams::default();
+    let id = [1, 3, 6, 1, 4, 1, 99_999, 1];
+    let extension = CustomExtension::from_oid_content(&id, vec![5; 70_000]);
+    params.custom_extensions.push(extension);
+    let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
+    let long = params.self_signed(&key).expect("a certificate");
+    assert_eq!(long.der()[..2], [0x30, 0x83], "three bytes of length");
+    let content = format!("{}{}", desk.site.identity.chain_pem, long.pem());
+    let chain = desk.folder.file("long.pem", content);
+    server_config(&chain, &desk.key).expect("a configuration");
+}
