@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn an_address_can_be_lent() {
         let addr = Addr::unix("/run/a.sock");
-        let taken: Addr = TryFrom::try_from(&addr).expect("it is one");
+        let taken: Addr = (&addr).into();
         assert_eq!(taken, addr);
     }
 }
