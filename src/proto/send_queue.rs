@@ -543,7 +543,9 @@ mod tests {
         let copy = queues[3].clone();
         queues.truncate(1);
         assert_eq!(all.bytes(), 5000);
-        queues[0].advance(10_000);
+        queues[0].advance(5000);
+        assert_eq!((all.bytes(), queues[0].memory().shared), (5000, 5000));
+        queues[0].advance(5000);
         drop(copy);
         assert_eq!((all.bytes(), Arc::strong_count(&payload)), (0, 1));
     }

@@ -342,6 +342,24 @@ mod tests {
         assert!(due(&mut deferred).is_none() && !deferred.is_due());
     }
 
+    /// It takes no room from commands, and refuses output while it is the last.
+    #[test]
+    fn a_close_is_counted_apart() {
+        let mut deferred = Deferred::default();
+        let pushed = deferred.push(id(1), frame(1), QueueLimits::default());
+        assert!(pushed.is_ok());
+        assert!(!deferred.refuses_output(id(1)));
+        deferred.add(id(1), ForConn::Close(Close::abort()));
+        assert_eq!((deferred.len(), deferred.count()), (1, 2));
+        assert!(deferred.refuses_output(id(1)) && !deferred.refuses_output(id(2)));
+        assert!(deferred.open(id(1), None));
+        assert_eq!(due(&mut deferred), Some((id(1), 1)));
+        assert_eq!((deferred.len(), deferred.count()), (0, 1));
+        assert_eq!(due(&mut deferred), Some((id(1), 0)));
+        assert_eq!(deferred.count(), 0);
+        assert!(!deferred.refuses_output(id(1)));
+    }
+
     #[test]
     fn they_are_bounded() {
         let mut deferred = Deferred::default();

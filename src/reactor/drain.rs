@@ -387,3 +387,25 @@ fn has_client<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) -> bool {
     let socket = listener.socket.as_mut();
     socket.is_some_and(|socket| os.has_client(socket))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients of a listener that closes last are served until it is its turn.
+    #[test]
+    fn a_newcomer_is_notified_with_the_others_of_its_listener() {
+        let now = Time::ZERO.after(Duration::from_secs(7));
+        let mut drain = Drain::default();
+        let notified = |drain: &Drain| [false, true].map(|last| drain.notified_until(last, now));
+        assert_eq!(notified(&drain), [None, None], "no drain");
+        let mut listeners = Listeners::<()>::default();
+        assert!(drain.begin(&mut listeners, (0, 0), now, Duration::from_secs(20)));
+        let until = Some(now.after(Duration::from_secs(5)));
+        assert_eq!(notified(&drain), [until, until], "none closes last");
+        if let Drain::On(plan) = &mut drain {
+            plan.is_last = false;
+        }
+        assert_eq!(notified(&drain), [until, None]);
+    }
+}
