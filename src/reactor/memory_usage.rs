@@ -18,8 +18,8 @@ const NONE: u32 = u32::MAX;
 const LARGE_CLASSES: usize = 15;
 /// How many holders of each class are compared.
 const SAMPLE: usize = 64;
-/// When memory has fallen by this, and by this part of its maximum, spare memory is released: the
-/// frames that are under way on a busy server change by less.
+/// When memory has fallen by this, and by a quarter of its maximum, a storm has passed and spare
+/// memory is released. What a busy server has under way changes by less.
 const STORM_BYTES: usize = 8 * 1024 * 1024;
 const STORM_PART: usize = 4;
 /// Least capacities: an allocator caches smaller lists when they have grown.
