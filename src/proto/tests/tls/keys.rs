@@ -47,6 +47,17 @@ fn short_lived(identity: &Identity) -> ServerConfig {
         .expect("server")
 }
 
+/// The client has `heard` a part of all output, and its end. The reason is that keys are worn out.
+#[track_caller]
+fn ends_worn_out(talk: &mut Talk, heard: &[u8], all: &[u8]) {
+    assert!(heard.len() < all.len() && all.starts_with(heard));
+    assert!(talk.goodbye && talk.rig.fin, "close_notify and FIN");
+    talk.rig.receive_fin();
+    let closed = talk.rig.machine.take_closed();
+    assert_eq!(closed.reason, CloseReason::Tls);
+    assert!(closed.to_string().contains("worn out"), "{closed}");
+}
+
 /// TLS 1.2 cannot change its keys: once they are worn out the connection closes in order, and says
 /// so. TLS 1.3 changes them and goes on.
 #[test]
@@ -123,13 +134,8 @@ fn worn_out_keys_under_a_large_frame_end_in_order() {
             continue;
         }
         assert!((3..7).contains(&sent), "{sent}");
-        assert!(heard.len() < all.len() && all.starts_with(&heard));
-        assert!(talk.goodbye && talk.rig.fin, "close_notify and FIN");
         assert_eq!(talk.rig.machine.queued(), 0);
-        talk.rig.receive_fin();
-        let closed = talk.rig.machine.take_closed();
-        assert_eq!(closed.reason, CloseReason::Tls);
-        assert!(closed.to_string().contains("worn out"), "{closed}");
+        ends_worn_out(&mut talk, &heard, &all);
     }
 }
 
@@ -150,12 +156,7 @@ fn worn_out_keys_behind_a_close_are_the_reason() {
     });
     talk.exchange();
     let heard = talk.heard();
-    assert!(heard.len() < all.len() && all.starts_with(&heard));
-    assert!(talk.goodbye && talk.rig.fin, "close_notify and FIN");
-    talk.rig.receive_fin();
-    let closed = talk.rig.machine.take_closed();
-    assert_eq!(closed.reason, CloseReason::Tls);
-    assert!(closed.to_string().contains("worn out"), "{closed}");
+    ends_worn_out(&mut talk, &heard, &all);
 }
 
 /// Plaintext of one full record.
