@@ -12,7 +12,7 @@ mod options;
 mod replies;
 mod throttle;
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
-mod tls;
+pub(super) mod tls;
 
 use std::collections::VecDeque;
 use std::io;

@@ -92,24 +92,17 @@ impl StdError for WithServer {
     }
 }
 
-#[cfg(all(test, any(feature = "ring", feature = "aws-lc-rs")))]
+#[cfg(all(test, feature = "sim", any(feature = "ring", feature = "aws-lc-rs")))]
 mod tests {
-    use rustls::RootCertStore;
+    use rustls::version::TLS13;
 
     use super::*;
+    use crate::proto::tests::tls::Identity;
 
     /// Early data can be replayed. The user's configuration may be shared, and does not change.
     #[test]
     fn early_data_is_never_sent() {
-        #[cfg(feature = "ring")]
-        let provider = rustls::crypto::ring::default_provider();
-        #[cfg(not(feature = "ring"))]
-        let provider = rustls::crypto::aws_lc_rs::default_provider();
-        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(RootCertStore::empty())
-            .with_no_client_auth();
+        let mut config = Identity::new().client(&TLS13);
         config.enable_early_data = true;
         config.alpn_protocols = vec![b"mqtt".to_vec()];
         let config = Arc::new(config);

@@ -288,26 +288,16 @@ mod tests {
     }
 
     /// Tickets come from whole handshakes alone.
-    #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
+    #[cfg(all(feature = "sim", any(feature = "ring", feature = "aws-lc-rs")))]
     mod tickets {
         use std::sync::Arc;
 
         use rustls::client::Resumption;
-        use rustls::crypto::CryptoProvider;
-        use rustls::pki_types::PrivateKeyDer;
-        use rustls::{
-            ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig,
-            ServerConnection,
-        };
+        use rustls::version::TLS13;
+        use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 
         use super::*;
-
-        fn provider() -> Arc<CryptoProvider> {
-            #[cfg(feature = "ring")]
-            return Arc::new(rustls::crypto::ring::default_provider());
-            #[cfg(not(feature = "ring"))]
-            return Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        }
+        use crate::proto::tests::tls::Identity;
 
         /// A server with many names, a client, and the sessions of the client.
         struct Pair {
@@ -318,27 +308,12 @@ mod tests {
 
         impl Pair {
             fn new() -> Self {
-                let made = rcgen::generate_simple_self_signed(["*.server.test".to_owned()]);
-                let made = made.expect("a certificate");
-                let certificate = made.cert.der().clone();
-                let mut roots = RootCertStore::empty();
-                roots.add(certificate.clone()).expect("a root");
-                let key = PrivateKeyDer::try_from(made.signing_key.serialize_der());
-                let server = ServerConfig::builder_with_provider(provider())
-                    .with_safe_default_protocol_versions()
-                    .expect("versions")
-                    .with_no_client_auth()
-                    .with_single_cert(vec![certificate], key.expect("a key"))
-                    .expect("server");
-                let mut client = ClientConfig::builder_with_provider(provider())
-                    .with_safe_default_protocol_versions()
-                    .expect("versions")
-                    .with_root_certificates(roots)
-                    .with_no_client_auth();
+                let identity = Identity::of("*.server.test");
+                let mut client = identity.client(&TLS13);
                 let sessions = Arc::new(ClientSessions::default());
                 client.resumption = Resumption::store(sessions.clone());
                 Self {
-                    server,
+                    server: identity.server(),
                     client: Arc::new(client),
                     sessions,
                 }

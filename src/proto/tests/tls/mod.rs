@@ -21,24 +21,28 @@ use super::*;
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-fn provider() -> Arc<CryptoProvider> {
+pub(in crate::proto) fn provider() -> Arc<CryptoProvider> {
     #[cfg(feature = "ring")]
     return Arc::new(rustls::crypto::ring::default_provider());
     #[cfg(not(feature = "ring"))]
     return Arc::new(rustls::crypto::aws_lc_rs::default_provider());
 }
 
-/// A self-signed certificate for `localhost`, and its key.
-struct Identity {
+/// A self-signed certificate and its key.
+pub(in crate::proto) struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     roots: Arc<RootCertStore>,
 }
 
 impl Identity {
-    fn new() -> Self {
-        let made =
-            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    /// For `localhost`.
+    pub(in crate::proto) fn new() -> Self {
+        Self::of("localhost")
+    }
+
+    pub(in crate::proto) fn of(name: &str) -> Self {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
         let mut roots = RootCertStore::empty();
         roots.add(made.cert.der().clone()).expect("a root");
         Self {
@@ -48,7 +52,7 @@ impl Identity {
         }
     }
 
-    fn server(&self) -> ServerConfig {
+    pub(in crate::proto) fn server(&self) -> ServerConfig {
         ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("versions")
@@ -57,7 +61,10 @@ impl Identity {
             .expect("server")
     }
 
-    fn client(&self, version: &'static SupportedProtocolVersion) -> ClientConfig {
+    pub(in crate::proto) fn client(
+        &self,
+        version: &'static SupportedProtocolVersion,
+    ) -> ClientConfig {
         ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[version])
             .expect("versions")
