@@ -402,4 +402,12 @@ mod tests {
         narrow.visit_changed(&wide, &mut |here, there| changed.push((*here, *there)));
         assert_eq!(changed, [(1, 3)], "a network less than before");
     }
+
+    #[test]
+    fn networks_apart_have_nothing_in_common() {
+        let [mut here, mut there] = [Table::default(), Table::default()];
+        here.append(network("10.1.0.0/16"), 1);
+        there.append(network("10.2.0.0/16"), 2);
+        here.visit_changed(&there, &mut |here, there| panic!("{here} and {there}"));
+    }
 }

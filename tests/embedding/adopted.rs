@@ -328,6 +328,25 @@ fn a_detached_connection_comes_back() {
     assert_eq!((stats.accepted, stats.outgoing), (1, 3));
 }
 
+/// Told to leave from outside, with no iteration after that.
+#[test]
+fn a_connection_that_has_not_left_when_its_server_goes_is_closed() {
+    let (streams, received) = mpsc::channel();
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+    let (mut server, mut app) = (own(Config::new()), App::default());
+    let id = server.control().adopt(ours, packets(), Echo);
+    let id = id.expect("adopted");
+    turns_until(&mut server, &mut app, |_, app| app.opened == [id]);
+    let mut control = server.control();
+    let mut conn = control.conn(id).expect("it is open");
+    let detached = conn.detach(move |stream| drop(streams.send(stream)));
+    detached.expect("it leaves");
+    drop(server);
+    let error = received.try_recv().err();
+    assert_eq!(error, Some(mpsc::TryRecvError::Disconnected));
+    assert_eq!(read_to_end(&mut theirs), b"");
+}
+
 #[test]
 fn a_detached_connection_moves_to_another_server() {
     let (server, received) = detaching();

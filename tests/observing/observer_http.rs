@@ -7,7 +7,9 @@ use base64::prelude::{Engine, BASE64_STANDARD};
 use kit::exposition::Exposition;
 use kit::net::{await_end, connect, local, ping, read_to_end, spawn, tcp, Echo, ReadSome, Running};
 use portcullis::sim::{ClientState, Sim};
-use portcullis::{CloseReason, Config, Error, Framing, Observer, Server};
+use portcullis::{
+    CloseReason, Config, Decoded, Error, FrameError, Framer, Framing, Observer, Server,
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -544,6 +546,31 @@ fn peers_of_other_hosts_are_refused() {
     sim.connect_from(page, other).expect("a listener");
     sim.settle();
     assert_eq!(sim.stats().closed(CloseReason::Refused), 1);
+}
+
+/// A framing that finds its own faults.
+#[test]
+fn a_framer_of_ones_own_refuses_without_an_answer() {
+    struct Refuses;
+    impl Framer for Refuses {
+        fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
+            Err(FrameError::new("nothing is good"))
+        }
+    }
+    let mut sim = Sim::new(7, Config::new(), ());
+    let observer = Observer::new();
+    let listen = observer.listen("127.0.0.1:0").expect("loopback");
+    let listen = listen.with(|listen| listen.framing = Framing::custom(|| Refuses));
+    let page = sim.listen_with(listen, observer).expect("listen");
+    let client = sim.connect_from(page, [127, 0, 0, 1].into());
+    let client = client.expect("a listener");
+    sim.send(client, b"GET / HTTP/1.1\r\n\r\n");
+    sim.settle();
+    assert_eq!(sim.received(client), b"");
+    assert_eq!(sim.state(client), ClientState::Finished);
+    sim.finish(client);
+    sim.settle();
+    assert_eq!(sim.stats().closed(CloseReason::BadFrame), 1);
 }
 
 /// Its options were changed although its framing should not be.

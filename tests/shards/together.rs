@@ -541,16 +541,21 @@ fn a_job_for_all_runs_where_its_queue_has_room() {
         server.listen(local(), who)?;
         Ok(shard)
     };
-    let shards = Shards::new(config).threads(2).spawn(build).expect("shards");
-    let first = shards.handle.shards().next().expect("a shard");
-    let busy = kit::net::hold(&first);
-    first.post(|_, _| ()).expect("room for one");
+    let shards = Shards::new(config).threads(3).spawn(build).expect("shards");
+    let two = shards.handle.shards().take(2);
+    let busy: Vec<_> = two
+        .map(|shard| {
+            let busy = kit::net::hold(&shard);
+            shard.post(|_, _| ()).expect("room for one");
+            busy
+        })
+        .collect();
     let (tell, told) = mpsc::channel();
     let posted = shards
         .handle
         .post_each(move |shard, _, _| tell.send(shard).expect("the test waits"));
     assert_eq!(posted, Err(HandleError::QueueFull));
-    assert_eq!(told.recv_timeout(PATIENCE), Ok(1));
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(2));
     drop(busy);
     let end = told.recv_timeout(PATIENCE).expect_err("on no other");
     assert_eq!(end, mpsc::RecvTimeoutError::Disconnected);

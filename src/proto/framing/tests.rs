@@ -300,6 +300,7 @@ fn a_need_delays_the_next_call() {
         ));
     }
     assert_eq!(asked.load(Relaxed), 1);
+    assert_eq!(codec.seen(), 100, "what it needs");
     assert!(matches!(
         codec.decode(&[0; 100], &mut Buffers::default()),
         Step::Frame { .. }
@@ -330,6 +331,13 @@ fn a_frame_that_was_too_large_fits_a_larger_maximum() {
         Step::Frame { payload, consumed } => assert_eq!((payload, consumed), (0..50, 50)),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn nothing_is_no_raw_frame() {
+    let mut codec = Codec::new(&Framing::Raw, None);
+    let step = codec.decode(&[], &mut Buffers::default());
+    assert!(matches!(step, Step::More));
 }
 
 /// Nothing is searched in them, so that nothing is remembered of an incomplete one.
