@@ -190,3 +190,45 @@ fn waits_for_peer<S>(conn: &Connection<S>) -> bool {
         && !conn.paused_for_memory
         && conn.machine.awaits_first_frame()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::addr::Addr;
+    use crate::config::Listen;
+    use crate::id::ServerNumber;
+    use crate::proto::{Event, InputCursor, Machine, Pool};
+    use crate::Framing;
+
+    /// A connection that is open, and of whose socket nothing is known.
+    fn open() -> Connection<()> {
+        let limits = Rc::new(Listen::tcp("127.0.0.1:0", Framing::Line).conn);
+        let (now, mut pool) = (Time::ZERO, Pool::default());
+        let mut machine = Machine::new(&Framing::Line, limits, None, now, &mut pool);
+        machine.handle_admitted(now);
+        let mut nothing = InputCursor::nothing();
+        let event = machine.next_event(&mut nothing, now, &mut pool);
+        assert!(matches!(event, Some(Event::Opened)));
+        let id = ConnId::new(ServerNumber::NONE, 0, 1);
+        Connection::new(id, None, Addr::unspecified(), machine, now, 0)
+    }
+
+    #[test]
+    fn a_connection_that_the_server_keeps_waiting_waits_for_no_peer() {
+        type Change = fn(&mut Connection<()>);
+        let changes: [Change; 4] = [
+            |conn| conn.queued = true,
+            |conn| conn.readable = true,
+            |conn| conn.retry = true,
+            |conn| conn.paused_for_memory = true,
+        ];
+        assert!(waits_for_peer(&open()));
+        for (at, change) in changes.into_iter().enumerate() {
+            let mut conn = open();
+            change(&mut conn);
+            assert!(!waits_for_peer(&conn), "change {at}");
+        }
+    }
+}

@@ -316,6 +316,19 @@ fn without_memory_there_is_no_room() {
     assert_eq!(count, 1000);
 }
 
+/// A permit of the shared cap would wake it in vain.
+#[test]
+fn without_memory_no_permit_is_awaited() {
+    let shared_cap = Arc::new(SharedCap::new(2, 2));
+    let mut conns = table(2);
+    conns.share(CapShare::new(shared_cap, 0, Box::new(NoWake)));
+    conns.granted = 1;
+    assert!(conns.await_room() && conns.claim());
+    let id = conns.next_id();
+    conns.insert(connection(id));
+    assert!(!conns.await_room());
+}
+
 /// The size that every idle connection costs, with a socket of 8 bytes.
 #[test]
 #[cfg(target_pointer_width = "64")]
