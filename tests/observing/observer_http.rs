@@ -548,7 +548,7 @@ fn peers_of_other_hosts_are_refused() {
     assert_eq!(sim.stats().closed(CloseReason::Refused), 1);
 }
 
-/// A framing that finds its own faults.
+/// An answer is for what the observer's own framing refuses, or what is too large.
 #[test]
 fn a_framer_of_ones_own_refuses_without_an_answer() {
     struct Refuses;

@@ -333,13 +333,6 @@ fn a_frame_that_was_too_large_fits_a_larger_maximum() {
     }
 }
 
-#[test]
-fn nothing_is_no_raw_frame() {
-    let mut codec = Codec::new(&Framing::Raw, None);
-    let step = codec.decode(&[], &mut Buffers::default());
-    assert!(matches!(step, Step::More));
-}
-
 /// Nothing is searched in them, so that nothing is remembered of an incomplete one.
 #[test]
 fn frames_of_a_known_length_remember_no_search() {
